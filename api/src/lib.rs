@@ -1,0 +1,19 @@
+//! The types that cross a process boundary, and the typed clients that carry them.
+//!
+//! Every process of a server has one control socket: HTTP/1.1 with JSON bodies over a UNIX stream socket, all paths
+//! under `/v1`. This crate names what is said there ([`compute`], [`storage`], [`network`]), how a refusal looks
+//! ([`error`]), how a file is named ([`file`]), and how a component's state is wrapped ([`state`]).
+//!
+//! Invariants: no behaviour lives here but encoding, decoding and asking; an unknown field in a request is refused,
+//! never ignored.
+
+pub mod client;
+pub mod compute;
+pub mod error;
+pub mod file;
+pub mod network;
+pub mod state;
+pub mod storage;
+
+/// The release of this build, as every process reports it on its control socket.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");

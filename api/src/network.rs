@@ -1,0 +1,147 @@
+//! What is said to and by `bixi-network`.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/network` | | [`NetworkDescription`] |
+//! | `GET /v1/ports` | | `[`[`PortDescription`]`]` |
+//! | `PUT /v1/ports/{id}` | [`PortAdd`] | [`PortDescription`] |
+//! | `GET /v1/ports/{id}` | | [`PortDescription`] |
+//! | `DELETE /v1/ports/{id}` | | `null` |
+//! | `GET /v1/segments` | | `[`[`SegmentDescription`]`]` |
+//! | `PUT /v1/segments/{vni}` | [`SegmentConfig`] | [`SegmentDescription`] |
+//! | `DELETE /v1/segments/{vni}` | | `null` |
+
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+/// The process as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NetworkDescription {
+    /// The release of the process that answers.
+    pub release: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Its tunnel end point, if it has an underlay.
+    pub underlay: Option<SocketAddr>,
+    /// Ports it serves.
+    pub ports: usize,
+    /// Segments it knows.
+    pub segments: usize,
+}
+
+/// Serve a port on a vhost-user socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PortAdd {
+    /// The placement's epoch. A lower one than the port has seen is refused; the same port again is no change.
+    pub epoch: u64,
+    /// Where the process listens.
+    pub socket: PathBuf,
+    /// The segment the port is in: its VXLAN network identifier.
+    pub segment: u32,
+    /// The port's hardware address; frames from any other source are dropped.
+    pub mac: String,
+    /// The port's addresses; packets from any other source are dropped. DHCP gives the first.
+    pub ipv4: Vec<Ipv4Addr>,
+    /// Pairs of receive and transmit queues offered, 1 to 32.
+    #[serde(default = "default_pairs")]
+    pub queue_pairs: u16,
+    /// Whether the front end's memory must be sealed against shrinking; on for VMs, off for foreign front ends.
+    #[serde(default = "yes")]
+    pub require_sealed: bool,
+}
+
+fn default_pairs() -> u16 {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A port as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortDescription {
+    /// The port's id.
+    pub id: String,
+    /// What was asked for.
+    pub port: PortAdd,
+    /// Whether a front end is connected.
+    pub connected: bool,
+    /// Why the last session was ended by this side, if it was.
+    pub last_fault: Option<String>,
+    /// Counters since the process started.
+    pub statistics: PortStatistics,
+}
+
+/// Counters of a port since the process started. *Received* is what the guest received.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortStatistics {
+    /// Packets the guest received.
+    pub received: u64,
+    /// Bytes the guest received.
+    pub received_bytes: u64,
+    /// Packets the guest sent.
+    pub sent: u64,
+    /// Bytes the guest sent.
+    pub sent_bytes: u64,
+    /// Packets for the guest dropped because it had no buffer.
+    pub no_buffer: u64,
+    /// Packets of the guest dropped because their source is not the port's.
+    pub spoofed: u64,
+    /// Packets of the guest dropped because nobody owns their destination.
+    pub unknown_destination: u64,
+    /// Packets of the guest dropped because they are malformed.
+    pub malformed: u64,
+    /// ARP and DHCP requests answered by the card.
+    pub answered: u64,
+}
+
+/// What the card knows about a segment. Each `PUT` replaces all of it at once, or nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SegmentConfig {
+    /// Grows with every change; a lower one than the card has is refused.
+    pub generation: u64,
+    /// The segment's network address.
+    pub network: Ipv4Addr,
+    /// Its prefix length in bits.
+    pub prefix_len: u8,
+    /// The gateway that DHCP announces and the card answers ARP for; none unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// DNS servers that DHCP announces.
+    #[serde(default)]
+    pub dns: Vec<Ipv4Addr>,
+    /// The guests' MTU in bytes, announced by DHCP and enforced.
+    pub mtu: u16,
+    /// The segment's addresses on other servers.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+}
+
+/// One address of a segment that lives on another server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Peer {
+    /// Its hardware address.
+    pub mac: String,
+    /// Its address.
+    pub ipv4: Ipv4Addr,
+    /// The tunnel end point of its server.
+    pub endpoint: SocketAddr,
+}
+
+/// A segment as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SegmentDescription {
+    /// The VXLAN network identifier.
+    pub vni: u32,
+    /// What is in force.
+    pub config: SegmentConfig,
+}

@@ -1,0 +1,121 @@
+//! What is said to and by `bixi-storage`.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/storage` | | [`StorageDescription`] |
+//! | `GET /v1/disks` | | `[`[`DiskDescription`]`]` |
+//! | `POST /v1/disks` | [`DiskCreate`] | [`DiskDescription`] |
+//! | `GET /v1/disks/{id}` | | [`DiskDescription`] |
+//! | `DELETE /v1/disks/{id}` | | `null` |
+//! | `PUT /v1/disks/{id}/attachment` | [`DiskAttach`] | [`DiskDescription`] |
+//! | `DELETE /v1/disks/{id}/attachment` | | [`DiskDescription`] |
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// The process as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StorageDescription {
+    /// The release of the process that answers.
+    pub release: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Disks it knows.
+    pub disks: usize,
+    /// Disks it serves now.
+    pub attached: usize,
+}
+
+/// A new raw disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DiskCreate {
+    /// The disk's id: a prefix, `-` and 20 letters or digits, for example `d-0123456789abcdefghij`.
+    pub id: String,
+    /// Its size in bytes, a multiple of 512; that of `image` unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// A raw image whose bytes the disk begins with; zeroes unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+}
+
+/// Serve a disk on a vhost-user socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DiskAttach {
+    /// The placement's epoch. A lower one than the disk has seen is refused; the same attachment again is no change.
+    pub epoch: u64,
+    /// Where the process listens.
+    pub socket: PathBuf,
+    /// Request queues offered, 1 to 64.
+    #[serde(default = "default_queues")]
+    pub queues: u16,
+    /// Whether writes are refused.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Whether the front end's memory must be sealed against shrinking; on for VMs, off for foreign front ends.
+    #[serde(default = "yes")]
+    pub require_sealed: bool,
+}
+
+fn default_queues() -> u16 {
+    4
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A disk as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskDescription {
+    /// The disk's id.
+    pub id: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The highest epoch it has seen.
+    pub epoch: u64,
+    /// How it is served, if it is.
+    pub attachment: Option<AttachmentDescription>,
+}
+
+/// How a disk is served now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AttachmentDescription {
+    /// What was asked for.
+    pub attach: DiskAttach,
+    /// Whether this process holds the writer lock; until then rings stand still.
+    pub locked: bool,
+    /// Whether a front end is connected.
+    pub connected: bool,
+    /// Why the last session was ended by this side, if it was.
+    pub last_fault: Option<String>,
+    /// Counters since the process started.
+    pub statistics: DiskStatistics,
+}
+
+/// Counters of a disk since the process started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskStatistics {
+    /// Read requests completed.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Write requests completed.
+    pub writes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Flushes completed.
+    pub flushes: u64,
+    /// Discards and write-zeroes completed.
+    pub discards: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Requests taken over from a dead process's in-flight record.
+    pub replayed: u64,
+}

@@ -1,0 +1,2 @@
+//! Placeholder until the library is in place.
+fn main() {}

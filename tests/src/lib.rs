@@ -1,0 +1,1 @@
+//! Acceptance tests in the rack.
