@@ -1,0 +1,132 @@
+//! Guest memory: one sealed memfd, mapped once, with a hole below 4 GiB.
+//!
+//! Memory lies below 3 GiB and, what does not fit there, from 4 GiB on. The memfd is sealed against shrinking, growing
+//! and unsealing, so that a card process may map it without fear of SIGBUS. Guest addresses map to the memfd without
+//! gap: what lies above 4 GiB follows what lies below 3 GiB.
+//!
+//! The driver makes it; devices and front ends share it by reference.
+
+use bixi_api::compute::PageSize;
+use rustix::fs::{MemfdFlags, SealFlags};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+/// Where the hole for devices begins.
+pub const LOW_END: u64 = 3 << 30;
+/// Where memory goes on after the hole.
+pub const HIGH_START: u64 = 4 << 30;
+
+/// One contiguous piece of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamRegion {
+    /// Its first guest-physical address.
+    pub guest_address: u64,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Where it begins in the memfd, in bytes.
+    pub file_offset: u64,
+    /// Where it is mapped in this process.
+    pub host_address: u64,
+}
+
+/// The guest's memory.
+#[derive(Debug)]
+pub struct GuestRam {
+    memory: GuestMemoryMmap,
+    file: Arc<File>,
+    regions: Vec<RamRegion>,
+}
+
+/// Why there is no guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The memfd cannot be made.
+    #[error("cannot make the memfd that holds {size} bytes of guest memory")]
+    Memfd {
+        /// Bytes asked for.
+        size: u64,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The memfd cannot be mapped.
+    #[error("cannot map {size} bytes of guest memory at guest address {guest_address:#x}")]
+    Map {
+        /// The region's guest address.
+        guest_address: u64,
+        /// Its size in bytes.
+        size: u64,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl GuestRam {
+    /// Makes `size` bytes of guest memory, backed by `pages`.
+    ///
+    /// # Errors
+    /// The kernel refuses the memfd or its mapping.
+    pub fn new(size: u64, pages: PageSize) -> Result<Self, MemoryError> {
+        let memfd = |source: io::Error| MemoryError::Memfd { size, source };
+        let huge = match pages {
+            PageSize::Small => MemfdFlags::empty(),
+            PageSize::Huge2M => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+            PageSize::Huge1G => MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB,
+        };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | huge;
+        let fd = rustix::fs::memfd_create("guest", flags).map_err(|e| memfd(e.into()))?;
+        rustix::fs::ftruncate(&fd, size).map_err(|e| memfd(e.into()))?;
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals).map_err(|e| memfd(e.into()))?;
+        let file = Arc::new(File::from(fd));
+        let low = size.min(LOW_END);
+        let mut ram = Self { memory: GuestMemoryMmap::new(), file, regions: Vec::new() };
+        ram.map(0, low, 0)?;
+        if size > low {
+            ram.map(HIGH_START, size - low, low)?;
+        }
+        Ok(ram)
+    }
+
+    fn map(&mut self, guest_address: u64, size: u64, file_offset: u64) -> Result<(), MemoryError> {
+        let refuse = |source: Box<dyn std::error::Error + Send + Sync>| MemoryError::Map {
+            guest_address,
+            size,
+            source,
+        };
+        let length = usize::try_from(size).map_err(|e| refuse(e.into()))?;
+        let mapping = MmapRegionBuilder::new(length)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(Arc::clone(&self.file), file_offset))
+            .build()
+            .map_err(|e| refuse(e.into()))?;
+        let host_address = mapping.as_ptr() as u64;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(guest_address))
+            .ok_or_else(|| refuse("the address wraps".into()))?;
+        self.memory = self.memory.insert_region(Arc::new(region)).map_err(|e| refuse(e.into()))?;
+        self.regions.push(RamRegion { guest_address, size, file_offset, host_address });
+        Ok(())
+    }
+
+    /// The memory, for checked access.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// The pieces, lowest address first: what a vhost-user memory table holds.
+    #[must_use]
+    pub fn regions(&self) -> &[RamRegion] {
+        &self.regions
+    }
+
+    /// The sealed memfd.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

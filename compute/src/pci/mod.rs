@@ -1,0 +1,1 @@
+//! The PCI host bridge, bridges and functions of the board.
