@@ -8,6 +8,7 @@
 //! through [`interrupts`].
 
 pub mod bus;
+pub mod device;
 pub mod interrupts;
 pub mod kvm;
 pub mod memory;

@@ -1,0 +1,53 @@
+//! What the driver asks of every device of the board, beside what the guest asks of its registers.
+//!
+//! The driver holds all devices as `Arc<dyn Device>` and calls these methods from its own task only; vCPU threads call
+//! the register side at the same time, unless a method says that the vCPUs stand still.
+
+use bixi_api::compute::DeviceDescription;
+use bixi_api::state::{Movable, Payload, PayloadError};
+
+/// A device of the board.
+pub trait Device: Movable + Send + Sync {
+    /// How the control socket describes it; `None` for the fixed parts of the board.
+    fn describe(&self) -> Option<DeviceDescription>;
+
+    /// Back to the state after power-on: registers, rings, interrupts. The vCPUs stand still.
+    fn reset(&self);
+
+    /// Takes over the state that another instance of this device declared. Called once, after the device was built
+    /// from the same configuration and before a vCPU has run.
+    ///
+    /// # Errors
+    /// The state is of another kind, too new, malformed or contradicts the configuration.
+    fn restore(&self, state: &Payload) -> Result<(), RestoreError>;
+
+    /// The vCPUs are about to run: for the first time, after a pause or after [`Device::restore`]. A device that may
+    /// have missed a kick or an interrupt while they stood still makes up for it here, once.
+    fn resume(&self) {}
+}
+
+/// Why a state cannot be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The payload cannot be read.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// A value in it is impossible, or this host cannot take it.
+    #[error("the state of {device} has {what}")]
+    Value {
+        /// The device.
+        device: String,
+        /// The value at fault.
+        what: String,
+    },
+    /// The kernel refuses it.
+    #[error("the state of {device} is refused by the kernel: {what}")]
+    Kernel {
+        /// The device.
+        device: String,
+        /// What was asked.
+        what: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
