@@ -1,1 +1,5 @@
 //! Network virtualization.
+
+pub mod address;
+pub mod answer;
+pub mod packet;
