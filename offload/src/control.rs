@@ -1,65 +1,214 @@
 //! The control socket of a process: HTTP/1.1 with JSON over a UNIX stream socket.
 //!
-//! [`listen`] makes the socket, [`serve`] serves an axum router on it. Every refusal, also those of the HTTP layer
-//! (unknown path, wrong method, bad JSON, unknown field, too large), has the envelope of [`bixi_api::error`].
-//! Handlers take their bodies by [`Json`] and return [`Refusal`]s.
+//! A service brings an axum [`Router`] whose handlers only enqueue to the process's driver; this module owns the
+//! socket and the way refusals look. Invariants: every answer that is not 2xx carries the envelope of
+//! `bixi_api::error`; a body is at most [`BODY_LIMIT`] bytes; the socket file has mode 0600 and is removed when the
+//! server ends, unless another process has put its own there meanwhile.
 //!
-//! Invariants: the socket has mode 0600; a socket file left by a dead process is replaced, one of a living process
-//! never is.
+//! Called by the `main.rs` of `bixi-storage`, `bixi-network` and `bixi-vmm`.
 
 use axum::Router;
-use axum::extract::{FromRequest, Request};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bixi_api::error::{ApiError, ErrorBody};
 use bixi_api::file::FileSource;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::unix::net::UnixListener;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 
-/// No request body is larger, in bytes.
-pub const BODY_LIMIT: usize = 1 << 20;
+/// The most bytes a request's body may have.
+pub const BODY_LIMIT: usize = 4 << 20;
 
-/// Why a socket cannot be served.
+/// Why a socket cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// A living process serves it.
-    #[error("{} is served by another process: stop it, or choose another path", .0.display())]
-    InUse(PathBuf),
-    /// Something that is no socket is there.
-    #[error("{} exists and is not a socket: remove it, or choose another path", .0.display())]
-    NotASocket(PathBuf),
-    /// The kernel refuses.
-    #[error("cannot {what} {}", path.display())]
-    System {
-        /// What was tried.
-        what: &'static str,
-        /// Where.
+pub enum ListenError {
+    /// Somebody answers there.
+    #[error("{} is in use by a running process: stop it, or choose another path", path.display())]
+    InUse {
+        /// The socket.
         path: PathBuf,
+    },
+    /// Something that is not a socket is in the way.
+    #[error("{} exists and is not a socket: remove it, or choose another path", path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The kernel refused.
+    #[error("cannot listen on {what}")]
+    System {
+        /// The socket.
+        what: String,
         /// What the kernel said.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
-/// A refused request.
-#[derive(Debug, Clone)]
+/// A listening UNIX socket whose file goes when it is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    socket: StdListener,
+    file: Option<SocketFile>,
+}
+
+/// The file of a socket that this process made: removed on drop, if it is still the same one.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|now| now == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
+}
+
+impl Listener {
+    /// Listens on `source`: a path, where the socket file of a dead process is replaced and that of a living one is
+    /// not, or an inherited descriptor that listens already.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn bind(source: &FileSource) -> Result<Self, ListenError> {
+        match source {
+            FileSource::Path(path) => Self::bind_path(path),
+            FileSource::Fd(fd) => Self::adopt(*fd),
+        }
+    }
+
+    /// Listens at `path`, replacing the socket file of a dead process.
+    ///
+    /// The new socket is made beside the old one and renamed over it, so that whoever connects at that instant finds
+    /// either; it can be reached only by its owner.
+    ///
+    /// # Errors
+    /// See [`ListenError`].
+    pub fn bind_path(path: &Path) -> Result<Self, ListenError> {
+        let fail = |source| ListenError::System { what: path.display().to_string(), source };
+        match std::fs::symlink_metadata(path) {
+            Ok(meta) if !meta.file_type().is_socket() => {
+                return Err(ListenError::NotASocket { path: path.to_owned() });
+            }
+            Ok(_) if StdStream::connect(path).is_ok() => {
+                return Err(ListenError::InUse { path: path.to_owned() });
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(fail(e)),
+        }
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(format!(".{}", std::process::id()));
+        let fresh = PathBuf::from(fresh);
+        let _ = std::fs::remove_file(&fresh);
+        let socket = StdListener::bind(&fresh).map_err(fail)?;
+        let ready = std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))
+            .and_then(|()| std::fs::rename(&fresh, path))
+            .and_then(|()| identity(path));
+        match ready {
+            Ok(inode) => {
+                Ok(Self { socket, file: Some(SocketFile { path: path.to_owned(), inode }) })
+            }
+            Err(e) => {
+                let _ = std::fs::remove_file(&fresh);
+                Err(fail(e))
+            }
+        }
+    }
+
+    fn adopt(fd: i32) -> Result<Self, ListenError> {
+        let fail =
+            |source| ListenError::System { what: format!("inherited descriptor {fd}"), source };
+        // SAFETY: F_GETFD only asks whether the number names an open descriptor.
+        if fd < 0 || unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
+            return Err(fail(io::Error::from_raw_os_error(libc::EBADF)));
+        }
+        // SAFETY: the descriptor is open, and by the contract of `{fd}` its number was given to this process to own.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        if !rustix::net::sockopt::socket_acceptconn(&owned).map_err(|e| fail(e.into()))? {
+            return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen")));
+        }
+        Ok(Self { socket: StdListener::from(owned), file: None })
+    }
+
+    /// Takes the socket out, together with what removes its file when dropped.
+    ///
+    /// # Errors
+    /// The socket cannot be made non-blocking.
+    pub fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, Option<SocketFile>)> {
+        self.socket.set_nonblocking(true)?;
+        Ok((tokio::net::UnixListener::from_std(self.socket)?, self.file))
+    }
+}
+
+/// Serves `router` on `listener` until the future is dropped or fails.
+///
+/// # Errors
+/// The socket fails.
+pub async fn serve(listener: Listener, router: Router) -> io::Result<()> {
+    let (socket, _file) = listener.into_tokio()?;
+    let router = router
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT));
+    axum::serve(socket, router).await
+}
+
+async fn no_such_path(request: Request) -> Refusal {
+    Refusal::new(
+        StatusCode::NOT_FOUND,
+        ApiError::new("NoSuchPath", format!("there is no {}.", request.uri().path()), ""),
+    )
+}
+
+async fn no_such_method(request: Request) -> Refusal {
+    let message = format!("{} does not take {}.", request.uri().path(), request.method());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, ApiError::new("NoSuchMethod", message, ""))
+}
+
+/// A refusal on its way out: a status and the envelope.
+#[derive(Debug)]
 pub struct Refusal {
-    /// The HTTP status.
-    pub status: StatusCode,
-    /// What is wrong.
-    pub error: ApiError,
+    status: StatusCode,
+    error: ApiError,
 }
 
 impl Refusal {
-    /// A refusal with this status, code, message and hint (see [`ApiError::new`]).
-    pub fn new(
-        status: StatusCode,
-        code: &str,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) -> Self {
-        Self { status, error: ApiError::new(code, message, hint) }
+    /// A refusal with this HTTP status.
+    pub fn new(status: StatusCode, error: ApiError) -> Self {
+        Self { status, error }
+    }
+
+    /// What was asked for cannot be so: 400.
+    pub fn bad_request(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, ApiError::new(code, message, hint))
+    }
+
+    /// What was asked about is not there: 404.
+    pub fn not_found(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, ApiError::new(code, message, hint))
+    }
+
+    /// What was asked for does not go with the present state: 409.
+    pub fn conflict(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, ApiError::new(code, message, hint))
+    }
+
+    /// The request was good, and it failed all the same: 500.
+    pub fn failed(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ApiError::new(code, message, hint))
     }
 }
 
@@ -69,9 +218,20 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// A JSON body, both ways. As an extractor, a body that does not fit is a [`Refusal`] with code `BadRequest`.
+/// A JSON body, in and out. Bad JSON, a wrong type or an unknown field is a [`Refusal`] with serde's own words.
 #[derive(Debug, Clone, Copy)]
 pub struct Json<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        match axum::Json::<T>::from_request(request, state).await {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            Err(rejection) => Err(refuse_body(&rejection)),
+        }
+    }
+}
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
@@ -79,38 +239,83 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
-    type Rejection = Refusal;
+fn refuse_body(rejection: &JsonRejection) -> Refusal {
+    let hint = match rejection {
+        JsonRejection::MissingJsonContentType(_) => {
+            "Send the header content-type: application/json."
+        }
+        _ => "",
+    };
+    Refusal::new(rejection.status(), ApiError::new("BadRequest", rejection.body_text(), hint))
+}
 
-    async fn from_request(_request: Request, _state: &S) -> Result<Self, Refusal> {
-        unimplemented!()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::{get, put};
+    use bixi_api::client::{ClientError, ControlClient};
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Ask {
+        number: u8,
     }
-}
 
-/// Listens at `path` with mode 0600 and replaces what a dead process left there. Non-blocking.
-///
-/// # Errors
-/// See [`ControlError`].
-pub fn bind(_path: &Path) -> Result<UnixListener, ControlError> {
-    unimplemented!()
-}
+    fn router() -> Router {
+        Router::new()
+            .route("/v1/number", put(async |Json(ask): Json<Ask>| Json(ask.number)))
+            .route("/v1/busy", get(async || Refusal::conflict("Busy", "it is busy.", "Wait.")))
+    }
 
-/// The listening socket that `source` names: bound here, or inherited listening.
-///
-/// # Errors
-/// See [`ControlError`].
-pub fn listen(_source: &FileSource) -> Result<UnixListener, ControlError> {
-    unimplemented!()
-}
+    async fn refused(answer: Result<serde_json::Value, ClientError>) -> ApiError {
+        match answer {
+            Err(ClientError::Refused(error)) => error,
+            other => panic!("expected a refusal, got {other:?}"),
+        }
+    }
 
-/// Serves `router` until `end` completes; requests under way are answered first. The socket's file stays.
-///
-/// # Errors
-/// The listener cannot be used with the runtime.
-pub async fn serve(
-    _listener: UnixListener,
-    _router: Router,
-    _end: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    unimplemented!()
+    #[tokio::test(flavor = "current_thread")]
+    async fn every_refusal_has_the_envelope() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        let listener = Listener::bind_path(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let server = tokio::spawn(serve(listener, router()));
+        let client = ControlClient::new(&path);
+        let number: u8 = client.put("/v1/number", &Ask { number: 7 }).await.unwrap();
+        assert_eq!(number, 7);
+        let code = |e: ApiError| e.code;
+        assert_eq!(code(refused(client.get("/v1/nothing").await).await), "NoSuchPath");
+        assert_eq!(code(refused(client.get("/v1/number").await).await), "NoSuchMethod");
+        assert_eq!(code(refused(client.get("/v1/busy").await).await), "Busy");
+        let wrong = serde_json::json!({"number": 7, "colour": 1});
+        let error = refused(client.put("/v1/number", &wrong).await).await;
+        assert!(error.code == "BadRequest" && error.message.contains("colour"), "{error:?}");
+        let large = serde_json::json!({"text": "x".repeat(BODY_LIMIT)});
+        assert_eq!(code(refused(client.put("/v1/number", &large).await).await), "BadRequest");
+        server.abort();
+        assert!(server.await.unwrap_err().is_cancelled());
+        assert!(!path.exists(), "the socket file stayed behind");
+    }
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_living_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control");
+        drop(StdListener::bind(&path).unwrap());
+        let living = Listener::bind_path(&path).unwrap();
+        assert!(matches!(Listener::bind_path(&path), Err(ListenError::InUse { .. })));
+        drop(living);
+        assert!(!path.exists());
+        std::fs::write(&path, "x").unwrap();
+        assert!(matches!(Listener::bind_path(&path), Err(ListenError::NotASocket { .. })));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_descriptor_that_does_not_listen_is_refused() {
+        assert!(Listener::bind(&FileSource::Fd(-1)).is_err());
+        assert!(Listener::bind(&FileSource::Fd(1 << 20)).is_err());
+    }
 }
