@@ -143,72 +143,82 @@ impl Listener {
         Ok(Self { socket: StdListener::from(owned), file: None })
     }
 
-    /// Takes the socket out, together with what removes its file when dropped.
+    /// Takes the socket out, non-blocking, together with what removes its file when dropped.
     ///
     /// # Errors
     /// The socket cannot be made non-blocking.
-    pub fn into_tokio(self) -> io::Result<(tokio::net::UnixListener, Option<SocketFile>)> {
+    pub fn into_parts(self) -> io::Result<(StdListener, Option<SocketFile>)> {
         self.socket.set_nonblocking(true)?;
-        Ok((tokio::net::UnixListener::from_std(self.socket)?, self.file))
+        Ok((self.socket, self.file))
     }
 }
 
-/// Serves `router` on `listener` until the future is dropped or fails.
+/// Serves `router` on `listener` until `end` completes; requests under way are answered first. Dropped earlier, it
+/// leaves them unanswered. Either way the socket's file is gone afterwards.
 ///
 /// # Errors
-/// The socket fails.
-pub async fn serve(listener: Listener, router: Router) -> io::Result<()> {
-    let (socket, _file) = listener.into_tokio()?;
+/// The listener cannot be used with the runtime.
+pub async fn serve(
+    listener: Listener,
+    router: Router,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let (socket, _file) = listener.into_parts()?;
     let router = router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT));
-    axum::serve(socket, router).await
+    let socket = tokio::net::UnixListener::from_std(socket)?;
+    axum::serve(socket, router).with_graceful_shutdown(end).await
 }
 
 async fn no_such_path(request: Request) -> Refusal {
-    Refusal::new(
-        StatusCode::NOT_FOUND,
-        ApiError::new("NoSuchPath", format!("there is no {}.", request.uri().path()), ""),
-    )
+    Refusal::not_found("NoSuchPath", format!("there is no {}.", request.uri().path()), "")
 }
 
 async fn no_such_method(request: Request) -> Refusal {
     let message = format!("{} does not take {}.", request.uri().path(), request.method());
-    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, ApiError::new("NoSuchMethod", message, ""))
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "NoSuchMethod", message, "")
 }
 
 /// A refusal on its way out: a status and the envelope.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Refusal {
-    status: StatusCode,
-    error: ApiError,
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// What is wrong.
+    pub error: ApiError,
 }
 
 impl Refusal {
-    /// A refusal with this HTTP status.
-    pub fn new(status: StatusCode, error: ApiError) -> Self {
-        Self { status, error }
+    /// A refusal with this status, code, message and hint (see [`ApiError::new`]).
+    pub fn new(
+        status: StatusCode,
+        code: &str,
+        message: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self { status, error: ApiError::new(code, message, hint) }
     }
 
     /// What was asked for cannot be so: 400.
     pub fn bad_request(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, ApiError::new(code, message, hint))
+        Self::new(StatusCode::BAD_REQUEST, code, message, hint)
     }
 
     /// What was asked about is not there: 404.
     pub fn not_found(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::new(StatusCode::NOT_FOUND, ApiError::new(code, message, hint))
+        Self::new(StatusCode::NOT_FOUND, code, message, hint)
     }
 
     /// What was asked for does not go with the present state: 409.
     pub fn conflict(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, ApiError::new(code, message, hint))
+        Self::new(StatusCode::CONFLICT, code, message, hint)
     }
 
     /// The request was good, and it failed all the same: 500.
     pub fn failed(code: &str, message: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ApiError::new(code, message, hint))
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, message, hint)
     }
 }
 
@@ -246,7 +256,7 @@ fn refuse_body(rejection: &JsonRejection) -> Refusal {
         }
         _ => "",
     };
-    Refusal::new(rejection.status(), ApiError::new("BadRequest", rejection.body_text(), hint))
+    Refusal::new(rejection.status(), "BadRequest", rejection.body_text(), hint)
 }
 
 #[cfg(test)]
@@ -281,7 +291,10 @@ mod tests {
         let listener = Listener::bind_path(&path).unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let server = tokio::spawn(serve(listener, router()));
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, router(), async {
+            let _ = stopped.await;
+        }));
         let client = ControlClient::new(&path);
         let number: u8 = client.put("/v1/number", &Ask { number: 7 }).await.unwrap();
         assert_eq!(number, 7);
@@ -294,8 +307,8 @@ mod tests {
         assert!(error.code == "BadRequest" && error.message.contains("colour"), "{error:?}");
         let large = serde_json::json!({"text": "x".repeat(BODY_LIMIT)});
         assert_eq!(code(refused(client.put("/v1/number", &large).await).await), "BadRequest");
-        server.abort();
-        assert!(server.await.unwrap_err().is_cancelled());
+        drop(stop);
+        server.await.unwrap().unwrap();
         assert!(!path.exists(), "the socket file stayed behind");
     }
 

@@ -24,7 +24,7 @@ pub struct WorkerId(pub usize);
 /// A device to serve.
 #[derive(Debug)]
 pub struct DeviceConfig {
-    /// Where its front end connects ([`crate::control::bind`] makes one).
+    /// Where its front end connects ([`crate::control::Listener`] makes one).
     pub listener: UnixListener,
     /// What it offers.
     pub offer: Offer,
