@@ -100,6 +100,26 @@ pub(crate) struct Span {
     pub host: *mut u8,
 }
 
+// SAFETY: a span is a note of where memory is; whoever uses its pointer holds the memory.
+unsafe impl Send for Span {}
+
+impl Span {
+    /// A span that has no byte.
+    pub const NONE: Self = Self { guest: 0, user: 0, size: 0, host: std::ptr::null_mut() };
+
+    /// Where the `len` bytes at guest address `addr` are here, if this region has them all.
+    #[inline(always)]
+    pub fn find(&self, addr: u64, len: u32) -> Option<*mut u8> {
+        let offset = addr.wrapping_sub(self.guest);
+        // The second half cannot wrap when the first holds, and decides when it does not.
+        if offset < self.size && u64::from(len) <= self.size - offset {
+            Some(self.host.wrapping_add(offset as usize))
+        } else {
+            None
+        }
+    }
+}
+
 /// An immutable snapshot of one front end's memory.
 #[derive(Debug)]
 pub struct GuestMemory {

@@ -3,19 +3,21 @@
 //! Invariants: every segment lies inside one mapping of the memory that [`Batch::chains`] asks for; a batch is emptied
 //! by each `take`, and its storage is made once.
 
+use super::{MAX_INDIRECT, MAX_QUEUE_SIZE};
 use crate::memory::{GuestBytes, GuestMemory};
 use std::marker::PhantomData;
 
 /// One run of guest bytes.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Segment {
+#[repr(C)]
+pub(super) struct Segment {
     pub start: *mut u8,
     pub len: u32,
 }
 
 /// One chain of a batch.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Entry {
+pub(super) struct Entry {
     pub head: u16,
     /// Number of readable segments.
     pub readable: u16,
@@ -30,11 +32,13 @@ pub(crate) struct Entry {
 /// Room for the chains of one `take`. Made once per worker and used for all its queues.
 #[derive(Debug)]
 pub struct Batch {
-    pub(crate) entries: Box<[Entry]>,
-    pub(crate) segments: Box<[Segment]>,
-    pub(crate) taken: usize,
+    pub(super) entries: Box<[Entry]>,
+    pub(super) segments: Box<[Segment]>,
+    pub(super) taken: usize,
+    /// Whether the chains were a dead process's.
+    pub(super) recovered: bool,
     /// The memory that the segments point into; only compared, never dereferenced.
-    pub(crate) memory: *const GuestMemory,
+    pub(super) memory: *const GuestMemory,
 }
 
 // SAFETY: the pointers are only used together with a borrow of the memory that they point into (`chains`).
@@ -44,23 +48,34 @@ impl Batch {
     /// Room for up to `max` chains at once.
     pub fn new(max: usize) -> Self {
         let max = max.max(1);
-        let segments = max * 4 + 2 * usize::from(super::MAX_QUEUE_SIZE);
+        // The longest legal chain fits whatever stands before it; memory that is never used is never touched.
+        let longest = usize::from(MAX_QUEUE_SIZE) + usize::from(MAX_INDIRECT);
+        let segments = Box::new_zeroed_slice(max * 4 + longest);
         Self {
             entries: vec![Entry::default(); max].into(),
-            segments: vec![Segment { start: std::ptr::null_mut(), len: 0 }; segments].into(),
+            // SAFETY: a null pointer and a length of 0 are a valid Segment, and its padding may be anything.
+            segments: unsafe { segments.assume_init() },
             taken: 0,
+            recovered: false,
             memory: std::ptr::null(),
         }
     }
 
     /// Chains in the batch.
+    #[inline]
     pub fn len(&self) -> usize {
         self.taken
     }
 
     /// Whether no chain was taken.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.taken == 0
+    }
+
+    /// Whether these are chains that a dead process had in flight: they may have been carried out once already.
+    pub fn is_recovered(&self) -> bool {
+        self.recovered
     }
 
     /// The chains, in the order in which the driver made them available.

@@ -26,11 +26,11 @@ pub enum RingError {
     },
     /// avail.idx runs ahead of what the driver can have made available.
     #[error(
-        "avail.idx is {avail}, {ahead} ahead of the device, with {outstanding} of {size} taken"
+        "avail.idx is {available}, {ahead} ahead of the device, with {outstanding} of {size} taken"
     )]
     AvailableIndex {
         /// What the driver wrote.
-        avail: u16,
+        available: u16,
         /// How far it is ahead of what was taken.
         ahead: u16,
         /// Chains taken and not completed.

@@ -1,29 +1,61 @@
-//! The in-flight record: which heads a process has taken and not yet published, in memory that outlives it.
+//! The in-flight record: which heads a process has taken and not yet published, in memory that outlives it
+//! (vhost-user, "Inflight I/O tracking", split virtqueue).
+//!
+//! ```text
+//! queue i at i * queue_bytes(size):
+//!   0  u64 features | 8 u16 version | 10 u16 desc_num | 12 u16 last_batch_head | 14 u16 used_idx
+//!   16 + 16 * head:  0 u8 inflight | 6 u16 next | 8 u64 counter
+//! ```
+//!
+//! Invariants: the front end holds the same memory and may write any byte of it, so nothing here is used as an index
+//! before it is compared, and following a list is bounded by the queue's size. Stores are in program order, each
+//! atomic: a process that dies between any two leaves one of the states that recovery knows.
+//!
+//! Callers: [`super::SplitQueue`]; the card's runtime makes and maps the record.
 
-use crate::memory::{MappingOptions, MemoryError};
+use super::{MAX_QUEUE_SIZE, RingError};
+use crate::memory::{Mapping, MappingOptions, MemoryError, PageSize, SharedMemory};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+/// The layout's version.
+const VERSION: u16 = 1;
+const HEADER_BYTES: usize = 16;
+const ENTRY_BYTES: usize = 16;
+
+const VERSION_AT: usize = 8;
+const DESC_NUM_AT: usize = 10;
+const LAST_BATCH_HEAD_AT: usize = 12;
+const USED_IDX_AT: usize = 14;
+
+const INFLIGHT_AT: usize = 0;
+const NEXT_AT: usize = 6;
+const COUNTER_AT: usize = 8;
 
 /// The mapped record of all queues of one device.
 #[derive(Debug)]
-pub struct InflightMap {}
-
-/// The record of one queue.
-#[derive(Debug, Clone)]
-pub struct InflightQueue {}
+pub struct InflightMap {
+    map: Mapping,
+    queues: u16,
+    size: u16,
+}
 
 impl InflightMap {
     /// Bytes of the record of one queue of `size` descriptors, padded to 64.
     pub fn queue_bytes(size: u16) -> u64 {
-        (16 + u64::from(size) * 16).next_multiple_of(64)
+        ((HEADER_BYTES + usize::from(size) * ENTRY_BYTES) as u64).next_multiple_of(64)
     }
 
     /// Makes a fresh record, all zeroes, for `queues` queues of `size` descriptors: a sealed memfd and its size.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn create(_queues: u16, _size: u16) -> Result<(OwnedFd, u64), MemoryError> {
-        unimplemented!()
+    pub fn create(queues: u16, size: u16) -> Result<(OwnedFd, u64), MemoryError> {
+        let bytes = u64::from(queues.max(1)) * Self::queue_bytes(size);
+        let file = bytes.next_multiple_of(PageSize::Normal.bytes());
+        let memory = SharedMemory::new("vhost-inflight", file, PageSize::Normal)?;
+        Ok((memory.into_fd(), bytes))
     }
 
     /// Maps the record that came with SET_INFLIGHT_FD.
@@ -31,18 +63,159 @@ impl InflightMap {
     /// # Errors
     /// A record too small for its queues, or one that cannot be mapped.
     pub fn map(
-        _fd: BorrowedFd<'_>,
-        _offset: u64,
-        _bytes: u64,
-        _queues: u16,
-        _size: u16,
-        _options: &MappingOptions,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        bytes: u64,
+        queues: u16,
+        size: u16,
+        options: &MappingOptions,
     ) -> Result<Arc<Self>, MemoryError> {
-        unimplemented!()
+        let needed = u64::from(queues) * Self::queue_bytes(size);
+        if size > MAX_QUEUE_SIZE || bytes < needed || !offset.is_multiple_of(8) {
+            return Err(MemoryError::Short { file: bytes, end: needed });
+        }
+        let map = Mapping::new(fd, offset, needed, options)?;
+        Ok(Arc::new(Self { map, queues, size }))
     }
 
     /// The record of queue `index`, if the map has it.
-    pub fn queue(self: &Arc<Self>, _index: u16) -> Option<InflightQueue> {
-        unimplemented!()
+    pub fn queue(self: &Arc<Self>, index: u16) -> Option<InflightQueue> {
+        if index >= self.queues {
+            return None;
+        }
+        let offset = usize::from(index) * Self::queue_bytes(self.size) as usize;
+        // SAFETY: `map` checked that all queues fit into the mapping.
+        let start = unsafe { self.map.as_ptr().add(offset) };
+        Some(InflightQueue { start, size: self.size, next_counter: 0, map: Arc::clone(self) })
+    }
+}
+
+/// The record of one queue.
+#[derive(Debug, Clone)]
+pub struct InflightQueue {
+    start: *mut u8,
+    /// Entries of the record.
+    size: u16,
+    next_counter: u64,
+    /// Keeps `start` mapped.
+    #[allow(dead_code)] // held for its lifetime alone
+    map: Arc<InflightMap>,
+}
+
+// SAFETY: `start` points into `map`, shared memory that any thread may use.
+unsafe impl Send for InflightQueue {}
+
+impl InflightQueue {
+    /// Entries of the record.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline(always)]
+    fn word(&self, offset: usize) -> &AtomicU16 {
+        // SAFETY: offsets are inside the header or an entry of this queue, and even; the record is aligned to 8.
+        unsafe { AtomicU16::from_ptr(self.start.add(offset).cast()) }
+    }
+
+    #[inline(always)]
+    fn entry(&self, head: u16) -> usize {
+        debug_assert!(head < self.size);
+        HEADER_BYTES + usize::from(head) * ENTRY_BYTES
+    }
+
+    #[inline(always)]
+    fn flag(&self, head: u16) -> &AtomicU8 {
+        // SAFETY: callers compare `head` with the queue's size, which `attach` compared with the record's.
+        unsafe { AtomicU8::from_ptr(self.start.add(self.entry(head) + INFLIGHT_AT)) }
+    }
+
+    #[inline(always)]
+    fn counter(&self, head: u16) -> &AtomicU64 {
+        // SAFETY: as in `flag`; entries and counters are aligned to 8.
+        unsafe { AtomicU64::from_ptr(self.start.add(self.entry(head) + COUNTER_AT).cast()) }
+    }
+
+    /// Whether no process has used the record yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.word(VERSION_AT).load(Ordering::Acquire) == 0
+    }
+
+    /// Begins to use the record for a queue of `queue_size` whose ring says `used_idx`. Returns the heads that the
+    /// process before had in flight, oldest first.
+    pub(super) fn attach(&mut self, queue_size: u16, used_idx: u16) -> Result<Vec<u16>, RingError> {
+        if queue_size > self.size {
+            return Err(RingError::Record { record: self.size, size: queue_size });
+        }
+        match self.word(VERSION_AT).load(Ordering::Acquire) {
+            0 => {
+                self.initialize(used_idx);
+                Ok(Vec::new())
+            }
+            VERSION => Ok(self.recover(queue_size, used_idx)),
+            other => Err(RingError::RecordVersion(other)),
+        }
+    }
+
+    /// A record that nobody has used. The ring may have been used all the same (before a migration, for example), so
+    /// used_idx is the ring's and not 0: else the first recovery would clear a request that was never answered.
+    fn initialize(&self, used_idx: u16) {
+        for head in 0..self.size {
+            self.flag(head).store(0, Ordering::Relaxed);
+        }
+        self.word(DESC_NUM_AT).store(self.size, Ordering::Relaxed);
+        self.word(LAST_BATCH_HEAD_AT).store(0, Ordering::Relaxed);
+        self.word(USED_IDX_AT).store(used_idx, Ordering::Relaxed);
+        self.word(VERSION_AT).store(VERSION, Ordering::Release);
+    }
+
+    fn recover(&mut self, queue_size: u16, used_idx: u16) -> Vec<u16> {
+        // The last batch was published and perhaps not cleared: its heads were answered.
+        let batch = used_idx.wrapping_sub(self.word(USED_IDX_AT).load(Ordering::Relaxed));
+        let mut head = self.word(LAST_BATCH_HEAD_AT).load(Ordering::Relaxed);
+        for _ in 0..batch.min(queue_size) {
+            if head >= queue_size {
+                break;
+            }
+            self.flag(head).store(0, Ordering::Relaxed);
+            head = self.word(self.entry(head) + NEXT_AT).load(Ordering::Relaxed);
+        }
+        self.word(USED_IDX_AT).store(used_idx, Ordering::Release);
+
+        let mut found: Vec<(u64, u16)> = (0..queue_size)
+            .filter(|head| self.flag(*head).load(Ordering::Relaxed) == 1)
+            .map(|head| (self.counter(head).load(Ordering::Relaxed), head))
+            .collect();
+        found.sort_unstable();
+        self.next_counter = found.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        found.into_iter().map(|(_, head)| head).collect()
+    }
+
+    /// A head was taken.
+    #[inline(always)]
+    pub(super) fn take(&mut self, head: u16) {
+        self.counter(head).store(self.next_counter, Ordering::Relaxed);
+        self.next_counter = self.next_counter.wrapping_add(1);
+        self.flag(head).store(1, Ordering::Release);
+    }
+
+    /// A head's used element was written: it belongs to the batch that is published next.
+    #[inline(always)]
+    pub(super) fn complete(&mut self, head: u16) {
+        let last = self.word(LAST_BATCH_HEAD_AT);
+        let next = last.load(Ordering::Relaxed);
+        self.word(self.entry(head) + NEXT_AT).store(next, Ordering::Relaxed);
+        last.store(head, Ordering::Release);
+    }
+
+    /// A head is answered, or was given back.
+    #[inline(always)]
+    pub(super) fn clear(&self, head: u16) {
+        self.flag(head).store(0, Ordering::Release);
+    }
+
+    /// The batch up to `used_idx` is published and its heads are cleared.
+    #[inline(always)]
+    pub(super) fn finish(&self, used_idx: u16) {
+        self.word(USED_IDX_AT).store(used_idx, Ordering::Release);
     }
 }

@@ -28,12 +28,13 @@ mod layout;
 mod notify;
 mod queue;
 mod state;
+mod walk;
 
 pub use batch::{Batch, Chain, Segments};
 pub use error::RingError;
 pub use inflight::{InflightMap, InflightQueue};
 pub use layout::{MAX_INDIRECT, MAX_QUEUE_SIZE, QueueLayout};
-pub use notify::{Notifiers, SharedFd};
+pub use notify::{Notifiers, SharedFd, check as check_eventfd};
 pub use queue::{QueueSetup, SplitQueue, UsedLog};
 pub use state::QueueState;
 

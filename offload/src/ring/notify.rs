@@ -1,13 +1,17 @@
 //! Kick, call and error eventfds of a queue.
+//!
+//! Invariants: all of them come from the front end, which may hand over any descriptor and change its flags at any
+//! time. So a kick is only waited for, edge-triggered, and never read; a call is one write of a descriptor that was
+//! found to be an anonymous inode and made non-blocking when it came ([`check`]).
 
+use rustix::fs::OFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// A descriptor that a session and its queues hold together; the last one closes it.
 pub type SharedFd = Arc<OwnedFd>;
 
-/// The eventfds of one queue. All of them come from the front end and may be any kind of descriptor: they are only
-/// ever written and read without blocking, and errors are ignored.
+/// The eventfds of one queue.
 #[derive(Debug, Clone, Default)]
 pub struct Notifiers {
     /// The driver's *look at the ring*; `None` means that the device must poll.
@@ -22,5 +26,27 @@ impl Notifiers {
     /// The kick descriptor, to wait on.
     pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
         self.kick.as_ref().map(|fd| fd.as_fd())
+    }
+}
+
+/// statfs type of the file system of eventfds and their like.
+const ANON_INODE_FS: u64 = 0x0904_1934;
+
+/// Whether a front end's descriptor can be used as an eventfd without ever blocking; makes it non-blocking.
+pub fn check(fd: BorrowedFd<'_>) -> bool {
+    // Of the anonymous inodes only an eventfd's write can wait; a file or a pipe could do so for ever.
+    let anonymous = rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == ANON_INODE_FS);
+    anonymous
+        && rustix::fs::fcntl_getfl(fd)
+            .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK))
+            .is_ok()
+}
+
+/// Adds one to an eventfd. A counter that is full has been signalled already, and a descriptor that refuses is the
+/// front end's own loss.
+#[inline]
+pub(super) fn signal(fd: Option<&SharedFd>) {
+    if let Some(fd) = fd {
+        let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
     }
 }

@@ -1,9 +1,27 @@
-//! The queue itself.
+//! The queue itself: the device's side of one split ring.
+//!
+//! ```text
+//!            last_used     + completed      + outstanding    avail.idx
+//!  ──────────────┼───────────────┼────────────────┼──────────────┼──
+//!   published    │ used elements │ taken, not     │ not seen yet │
+//!                │ written       │ answered       │              │
+//! ```
+//!
+//! Invariants: `completed + outstanding` chains were taken since `last_used` was published, plus those in `recovered`
+//! that wait to be taken again; together with what the driver makes available they are never more than the queue has
+//! descriptors. A queue that met an error gives nothing more.
 
-use super::{Batch, InflightQueue, Notifiers, QueueLayout, QueueState, RingError};
-use crate::memory::{DirtyLog, GuestMemory};
-use crate::ring::notify::SharedFd;
+use super::batch::Batch;
+use super::layout::{Areas, WRITE};
+use super::notify::{self, Notifiers, SharedFd};
+use super::walk::{Stop, Walker, for_each_buffer};
+use super::{
+    FEATURE_EVENT_IDX, FEATURE_INDIRECT, InflightQueue, QueueLayout, QueueState, RingError,
+};
+use crate::failpoint::{self, Point};
+use crate::memory::{DirtyLog, GuestMemory, Span, prefetch};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 /// What a queue is made of.
 #[derive(Debug)]
@@ -32,20 +50,100 @@ pub struct UsedLog {
     pub used: Option<u64>,
 }
 
+/// The in-flight record and what is needed to write it.
+#[derive(Debug)]
+struct Record {
+    queue: InflightQueue,
+    /// Heads completed and not published; the shared record has them too, but what others can write is not followed.
+    completed: Box<[u16]>,
+    /// Heads of a dead process in the order in which they are handed out.
+    recovered: Vec<u16>,
+    /// How many of them were handed out.
+    handed: usize,
+}
+
+impl Record {
+    fn waiting(&self) -> usize {
+        self.recovered.len() - self.handed
+    }
+}
+
 /// The device's side of a split virtqueue.
 #[derive(Debug)]
 pub struct SplitQueue {
+    areas: Areas,
+    hit: Span,
+    size: u16,
+    last_available: u16,
+    last_used: u16,
+    completed: u16,
+    outstanding: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// The next publication calls whatever the driver says: what it was told before is not known.
+    must_call: bool,
+    error: Option<RingError>,
+    record: Option<Box<Record>>,
+    log: Option<Box<UsedLog>>,
     memory: Arc<GuestMemory>,
     notifiers: Notifiers,
+    layout: QueueLayout,
+    features: u64,
+    recovered: u16,
 }
 
 impl SplitQueue {
-    /// Checks the ring's areas and, with an in-flight record, finds out what the process before had in flight.
+    /// Checks the ring's areas and, with an in-flight record, finds out what the process before had in flight. Kicks
+    /// are on.
     ///
     /// # Errors
     /// See [`RingError`].
-    pub fn new(_memory: Arc<GuestMemory>, _setup: QueueSetup) -> Result<Self, RingError> {
-        unimplemented!()
+    pub fn new(memory: Arc<GuestMemory>, setup: QueueSetup) -> Result<Self, RingError> {
+        let QueueSetup { layout, features, base, notifiers, inflight, log } = setup;
+        let event_idx = features & FEATURE_EVENT_IDX != 0;
+        let areas = Areas::new(&memory, &layout, event_idx)?;
+        let last_used = areas.used_idx();
+        let mut last_available = base;
+        let mut recovered = 0;
+        let record = match inflight {
+            None => None,
+            Some(mut queue) => {
+                let first_time = queue.is_fresh();
+                let heads = queue.attach(layout.size, last_used)?;
+                recovered = heads.len() as u16;
+                if !first_time {
+                    // Whatever base the front end guessed: the dead process took these heads, and nothing else.
+                    last_available = last_used.wrapping_add(recovered);
+                }
+                let completed = vec![0; usize::from(layout.size)].into();
+                Some(Box::new(Record { queue, completed, recovered: heads, handed: 0 }))
+            }
+        };
+        let mut queue = Self {
+            areas,
+            hit: Span::NONE,
+            size: layout.size,
+            last_available,
+            last_used,
+            completed: 0,
+            outstanding: 0,
+            event_idx,
+            indirect: features & FEATURE_INDIRECT != 0,
+            must_call: true,
+            error: None,
+            record,
+            log: log.map(Box::new),
+            memory,
+            notifiers,
+            layout,
+            features,
+            recovered,
+        };
+        // Whatever the device before left there.
+        queue.areas.suppress_kicks(false);
+        queue.log_used(0, 2);
+        let _ = queue.kicks_on();
+        Ok(queue)
     }
 
     /// The memory that the queue's chains are in.
@@ -61,98 +159,331 @@ impl SplitQueue {
 
     /// The virtio features that were negotiated.
     pub fn features(&self) -> u64 {
-        unimplemented!()
+        self.features
     }
 
     /// Descriptors of the ring.
     pub fn size(&self) -> u16 {
-        unimplemented!()
+        self.size
+    }
+
+    /// How many chains of a dead process the in-flight record named when the queue was made.
+    pub fn recovered(&self) -> u16 {
+        self.recovered
     }
 
     /// Takes up to `max` chains, as many as the driver has made available and the batch has room for; returns how
-    /// many. First come those that a dead process had in flight, oldest first.
+    /// many. First, and by themselves, come those that a dead process had in flight, oldest first.
     ///
     /// # Errors
     /// The driver broke a rule, or memory was taken away: end the session. The queue stays unusable.
     #[inline]
-    pub fn take(&mut self, _max: usize, _batch: &mut Batch) -> Result<usize, RingError> {
-        unimplemented!()
+    pub fn take(&mut self, max: usize, batch: &mut Batch) -> Result<usize, RingError> {
+        batch.taken = 0;
+        batch.recovered = false;
+        batch.memory = Arc::as_ptr(&self.memory);
+        if self.error.is_some() || self.memory.is_broken() {
+            return Err(self.fail(RingError::MemoryGone));
+        }
+        let max = max.min(batch.entries.len());
+        if self.record.as_ref().is_some_and(|record| record.waiting() > 0) {
+            return self.take_recovered(max, batch).map_err(|error| self.fail(error));
+        }
+        self.take_available(max, batch).map_err(|error| self.fail(error))
     }
 
-    /// Gives back the last `n` chains of the last `take`, of which none was completed: the next `take` gives them
-    /// again. At most as many as that `take` gave.
-    pub fn give_back(&mut self, _n: usize) {
-        unimplemented!()
+    /// Remembers the first error, and gives it.
+    #[cold]
+    fn fail(&mut self, error: RingError) -> RingError {
+        *self.error.get_or_insert(error)
+    }
+
+    #[inline(always)]
+    fn take_available(&mut self, max: usize, batch: &mut Batch) -> Result<usize, RingError> {
+        let available = self.areas.available_idx();
+        let ahead = available.wrapping_sub(self.last_available);
+        if ahead == 0 {
+            return Ok(0);
+        }
+        if ahead > self.size - self.outstanding.min(self.size) {
+            return Err(RingError::AvailableIndex {
+                available,
+                ahead,
+                outstanding: self.outstanding,
+                size: self.size,
+            });
+        }
+        let count = usize::from(ahead).min(max);
+        for i in 0..count {
+            let head = self.areas.available_head(self.last_available.wrapping_add(i as u16));
+            if head >= self.size {
+                return Err(RingError::DescriptorIndex { index: head, size: self.size });
+            }
+            prefetch(self.areas.descriptor_at(head));
+            batch.entries[i].head = head;
+        }
+        let taken = self.flatten(count, batch)?;
+        if let Some(record) = &mut self.record {
+            for entry in &batch.entries[..taken] {
+                record.queue.take(entry.head);
+            }
+        }
+        self.last_available = self.last_available.wrapping_add(taken as u16);
+        self.outstanding += taken as u16;
+        failpoint::hit(Point::AfterTake);
+        Ok(taken)
+    }
+
+    #[cold]
+    fn take_recovered(&mut self, max: usize, batch: &mut Batch) -> Result<usize, RingError> {
+        let Some(record) = &self.record else { return Ok(0) };
+        let heads = &record.recovered[record.handed..];
+        let count = heads.len().min(max);
+        for (entry, head) in batch.entries.iter_mut().zip(&heads[..count]) {
+            entry.head = *head;
+        }
+        let taken = self.flatten(count, batch)?;
+        batch.recovered = true;
+        if let Some(record) = &mut self.record {
+            record.handed += taken;
+        }
+        self.outstanding += taken as u16;
+        failpoint::hit(Point::AfterTake);
+        Ok(taken)
+    }
+
+    /// Walks the chains whose heads are in the batch, as many as there is room for.
+    #[inline(always)]
+    fn flatten(&mut self, count: usize, batch: &mut Batch) -> Result<usize, RingError> {
+        let mut walker = Walker {
+            areas: self.areas,
+            size: self.size,
+            memory: &self.memory,
+            hit: &mut self.hit,
+            indirect: self.indirect,
+        };
+        let Batch { entries, segments, taken, .. } = batch;
+        let mut first = 0;
+        for (i, entry) in entries[..count].iter_mut().enumerate() {
+            let (found, used) = match walker.walk(entry.head, &mut segments[first..], first) {
+                Ok(walked) => walked,
+                // The rest waits for the next batch, where it comes first and fits, if it can fit at all.
+                Err(Stop::Full) if i > 0 => break,
+                Err(Stop::Full) => return Err(RingError::ChainLength { head: entry.head }),
+                Err(Stop::Broken(error)) => return Err(error),
+            };
+            if used > 0 {
+                prefetch(segments[first].start);
+            }
+            *entry = found;
+            first += used;
+            *taken = i + 1;
+        }
+        Ok(*taken)
+    }
+
+    /// Gives back the last `n` chains of `batch`, the queue's latest, of which none was completed: they leave the
+    /// batch, and the next `take` gives them again.
+    pub fn give_back(&mut self, batch: &mut Batch, n: usize) {
+        if !std::ptr::eq(batch.memory, Arc::as_ptr(&self.memory)) {
+            return;
+        }
+        let n = n.min(batch.taken).min(usize::from(self.outstanding));
+        batch.taken -= n;
+        self.outstanding -= n as u16;
+        if !batch.recovered {
+            self.last_available = self.last_available.wrapping_sub(n as u16);
+        }
+        if let Some(record) = &mut self.record {
+            if batch.recovered {
+                record.handed -= n.min(record.handed);
+            } else {
+                for entry in &batch.entries[batch.taken..batch.taken + n] {
+                    record.queue.clear(entry.head);
+                }
+            }
+        }
     }
 
     /// Answers the chain `head`: the device wrote `written` bytes into it. The driver sees it after `publish`.
+    ///
+    /// A head that was not taken is ignored.
     #[inline]
-    pub fn complete(&mut self, _head: u16, _written: u32) {
-        unimplemented!()
+    pub fn complete(&mut self, head: u16, written: u32) {
+        debug_assert!(self.outstanding > 0 && head < self.size, "completed more than was taken");
+        if self.outstanding == 0 || head >= self.size {
+            return;
+        }
+        failpoint::hit(Point::BeforeUsed);
+        let index = self.last_used.wrapping_add(self.completed);
+        self.areas.set_used(index, head, written);
+        if let Some(record) = &mut self.record {
+            record.queue.complete(head);
+            record.completed[usize::from(self.completed)] = head;
+        }
+        if self.log.is_some() {
+            self.log_chain(head, index);
+        }
+        self.completed += 1;
+        self.outstanding -= 1;
     }
 
     /// Shows all completed chains to the driver at once. Returns whether it wants a call: then `signal`.
     #[inline]
     #[must_use]
     pub fn publish(&mut self) -> bool {
-        unimplemented!()
+        if self.completed == 0 {
+            return false;
+        }
+        failpoint::hit(Point::AfterUsedBeforeIdx);
+        let before = self.last_used;
+        let now = before.wrapping_add(self.completed);
+        self.areas.set_used_idx(now);
+        if let Some(record) = &mut self.record {
+            failpoint::hit(Point::AfterIdxBeforeClear);
+            for head in &record.completed[..usize::from(self.completed)] {
+                record.queue.clear(*head);
+            }
+            failpoint::hit(Point::AfterClear);
+            record.queue.finish(now);
+        }
+        if self.log.is_some() {
+            self.log_used(2, 2);
+        }
+        self.last_used = now;
+        self.completed = 0;
+        // used.idx must be visible before we read whether the driver wants a call: it asks for one and looks at
+        // used.idx in the opposite order, and one of the two must see the other.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            passes(self.areas.used_event(), before, now)
+        } else {
+            !self.areas.calls_suppressed()
+        };
+        wanted | std::mem::take(&mut self.must_call)
     }
 
-    /// Calls the driver. One system call; a call that cannot be delivered is none of our business.
+    /// Calls the driver. One system call; a call that cannot be delivered is the front end's loss.
+    #[inline]
     pub fn signal(&self) {
-        unimplemented!()
+        notify::signal(self.notifiers.call.as_ref());
     }
 
     /// Tells the front end that the ring is broken (SET_VRING_ERR).
     pub fn signal_error(&self) {
-        unimplemented!()
+        notify::signal(self.notifiers.error.as_ref());
     }
 
     /// Chains taken and not yet completed.
+    #[inline]
     pub fn outstanding(&self) -> u16 {
-        unimplemented!()
+        self.outstanding
     }
 
-    /// Whether the driver has made something available, or something is left of a dead process. One look at
-    /// avail.idx.
+    /// Whether `take` would give something, or an error. One look at avail.idx.
     #[inline]
     pub fn has_work(&self) -> bool {
-        unimplemented!()
+        self.areas.available_idx() != self.last_available
+            || self.record.as_ref().is_some_and(|record| record.waiting() > 0)
     }
 
     /// Asks the driver not to kick: the queue is polled from now on.
     pub fn kicks_off(&mut self) {
-        unimplemented!()
+        // With EVENT_IDX there is nothing to write: the event stays behind avail.idx.
+        if !self.event_idx {
+            self.areas.suppress_kicks(true);
+            self.log_used(0, 2);
+        }
     }
 
     /// Asks the driver to kick, and looks once more: true means that something came meanwhile, so poll again.
     #[must_use]
     pub fn kicks_on(&mut self) -> bool {
-        unimplemented!()
-    }
-
-    /// Empties the kick eventfd.
-    pub fn drain_kick(&self) {
-        unimplemented!()
+        if self.event_idx {
+            self.areas.set_available_event(self.last_available);
+            self.log_used(self.areas.available_event_offset(), 2);
+        } else {
+            self.areas.suppress_kicks(false);
+            self.log_used(0, 2);
+        }
+        // The driver publishes avail.idx and looks then whether to kick; we ask and look then at avail.idx.
+        fence(Ordering::SeqCst);
+        self.has_work()
     }
 
     /// Another call eventfd (SET_VRING_CALL on a running ring). It is signalled once, lest a call be lost between.
-    pub fn set_call(&mut self, _call: Option<SharedFd>) {
-        unimplemented!()
+    pub fn set_call(&mut self, call: Option<SharedFd>) {
+        self.notifiers.call = call;
+        self.signal();
     }
 
     /// Another error eventfd.
-    pub fn set_error(&mut self, _error: Option<SharedFd>) {
-        unimplemented!()
+    pub fn set_error(&mut self, error: Option<SharedFd>) {
+        self.notifiers.error = error;
     }
 
     /// Turns the dirty log on or off.
-    pub fn set_log(&mut self, _log: Option<UsedLog>) {
-        unimplemented!()
+    pub fn set_log(&mut self, log: Option<UsedLog>) {
+        self.log = log.map(Box::new);
     }
 
-    /// The state, for the session (GET_VRING_BASE) and for hand-over.
+    /// The state, for the session (GET_VRING_BASE) and for hand-over. What was completed counts as outstanding until
+    /// it is published.
     pub fn state(&self) -> QueueState {
-        unimplemented!()
+        let waiting = self.record.as_ref().map_or(0, |record| record.waiting());
+        QueueState {
+            size: self.size.into(),
+            descriptors: self.layout.descriptors,
+            available: self.layout.available,
+            used: self.layout.used,
+            last_available: self.last_available.into(),
+            last_used: self.last_used.into(),
+            outstanding: u32::from(self.outstanding) + u32::from(self.completed) + waiting as u32,
+            features: self.features,
+        }
     }
+
+    /// Logs what the device may have written into the chain `head`, and its used element.
+    ///
+    /// The chain is walked again, because nothing is kept of it while it is in flight. All its writable bytes are
+    /// logged: a device may write more than it reports, and a page too many costs a copy and no more.
+    #[cold]
+    fn log_chain(&self, head: u16, index: u16) {
+        let Some(log) = &self.log else { return };
+        let mut left = u32::MAX;
+        let first = self.areas.descriptor(head);
+        // A chain that does not walk any more was changed by the driver; what it loses by that is its own.
+        let _ = for_each_buffer::<RingError>(
+            self.areas,
+            self.size,
+            &self.memory,
+            self.indirect,
+            head,
+            first,
+            |buffer| {
+                if buffer.flags & WRITE != 0 {
+                    left = left.checked_sub(buffer.len).ok_or(RingError::ChainBytes { head })?;
+                    log.log.mark(buffer.addr, buffer.len.into());
+                }
+                Ok(())
+            },
+        );
+        self.log_used(self.areas.used_offset(index), 8);
+    }
+
+    /// Logs `len` bytes at `offset` of the used area.
+    #[inline]
+    fn log_used(&self, offset: usize, len: u64) {
+        if let Some(log) = &self.log
+            && let Some(used) = log.used
+        {
+            log.log.mark(used.wrapping_add(offset as u64), len);
+        }
+    }
+}
+
+/// Whether the driver's event lies among the entries that went from `before` to `now` (virtio 1.2, 2.7.7.2).
+#[inline(always)]
+fn passes(event: u16, before: u16, now: u16) -> bool {
+    now.wrapping_sub(event).wrapping_sub(1) < now.wrapping_sub(before)
 }
