@@ -7,11 +7,12 @@
 //! ```
 //!
 //! Nothing here knows a disk or a packet. `storage/` and `network/` implement [`worker::WorkerService`] and drive a
-//! [`card::Card`]; `compute/` uses [`memory::SharedMemory`], [`control`] and the front end's side.
+//! [`card::Card`]; `compute/` uses [`memory::SharedMemory`], [`control`] and [`frontend`].
 
 pub mod card;
 pub mod control;
 pub mod failpoint;
+pub mod frontend;
 pub mod memory;
 pub mod ring;
 pub mod sigbus;

@@ -13,19 +13,18 @@
 
 use super::types::{
     Action, Activation, Descriptor, Down, FrontConfig, Incoming, LogArea, Outgoing, Probe, Record,
-    Region, Ring, flags,
+    Region, Ring,
 };
+use crate::memory::RegionDescriptor;
+use crate::vhost_user::codec::{
+    Area, Config, InflightArea, Reply, Request, VRING_LOG, VringAddr, VringFd, VringState, protocol,
+};
+use crate::vhost_user::{FEATURE_LOG_ALL, FEATURE_PROTOCOL_FEATURES};
 use std::collections::VecDeque;
-use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
+use vhost::vhost_user::message::FrontendReq;
 
-/// `VHOST_USER_F_PROTOCOL_FEATURES`: the back end understands protocol features.
-pub(super) const F_PROTOCOL: u64 = 1 << 30;
-/// `VHOST_F_LOG_ALL`: the back end marks the pages it writes.
-pub(super) const F_LOG_ALL: u64 = 1 << 26;
 /// Regions a back end takes in SET_MEM_TABLE.
 const TABLE_REGIONS: usize = 8;
-/// `VHOST_VRING_F_LOG`: marks writes to the used ring, too.
-const RING_F_LOG: u32 = 1;
 
 /// Where a conversation is. See the module's diagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,7 +174,7 @@ impl Conversation {
     /// Begins to talk.
     pub fn begin(rings: u16, out: &mut Vec<Action>) -> Self {
         let mut this = Self::blank(rings);
-        this.ask(Outgoing::request(FrontendReq::GET_FEATURES, Vec::new()), Expected::Features, out);
+        this.ask(Request::GetFeatures, &[], Expected::Features, out);
         this
     }
 
@@ -207,46 +206,57 @@ impl Conversation {
         self.stage = next;
     }
 
-    pub fn has(&self, feature: Protocol) -> bool {
-        self.protocol & feature.bits() != 0
+    /// Whether a protocol feature is in force.
+    pub fn has(&self, feature: u64) -> bool {
+        self.protocol & feature != 0
     }
 
     /// What the driver is shown of the back end.
     pub fn probe(&self, config: &FrontConfig) -> Probe {
         Probe {
-            features: self.offered & config.features & !F_PROTOCOL & !F_LOG_ALL,
+            features: self.offered
+                & config.features
+                & !FEATURE_PROTOCOL_FEATURES
+                & !FEATURE_LOG_ALL,
             protocol: self.protocol,
             rings: u16::try_from(self.rings).unwrap_or(u16::MAX),
             config: self.config.clone(),
         }
     }
 
-    fn send(&mut self, message: Outgoing, out: &mut Vec<Action>) {
+    fn send(&mut self, request: Request, descriptors: &[Descriptor], out: &mut Vec<Action>) {
         self.unanswered = true;
-        out.push(Action::Send(message));
+        let descriptors = descriptors.to_vec();
+        out.push(Action::Send(Outgoing { request, need_reply: false, descriptors }));
     }
 
-    fn ask(&mut self, message: Outgoing, expected: Expected, out: &mut Vec<Action>) {
+    fn ask(
+        &mut self,
+        request: Request,
+        descriptors: &[Descriptor],
+        expected: Expected,
+        out: &mut Vec<Action>,
+    ) {
         self.expected.push_back(expected);
-        self.send(message, out);
+        self.send(request, descriptors, out);
         self.unanswered = false;
     }
 
-    /// Sends a request that must succeed: with an answer where the back end gives one.
-    fn insist(&mut self, mut message: Outgoing, request: FrontendReq, out: &mut Vec<Action>) {
-        if self.has(Protocol::REPLY_ACK) {
-            message.flags |= flags::NEED_REPLY;
-            self.ask(message, Expected::Ack(request), out);
-        } else {
-            self.send(message, out);
+    /// Sends a request that must succeed: with an acknowledgement where the back end gives one.
+    fn insist(&mut self, request: Request, descriptors: &[Descriptor], out: &mut Vec<Action>) {
+        if !self.has(protocol::REPLY_ACK) {
+            return self.send(request, descriptors, out);
         }
+        self.expected.push_back(Expected::Ack(request.code()));
+        self.unanswered = false;
+        let descriptors = descriptors.to_vec();
+        out.push(Action::Send(Outgoing { request, need_reply: true, descriptors }));
     }
 
     /// Makes sure that an answer will tell when all that was sent has been worked off.
     pub fn barrier(&mut self, out: &mut Vec<Action>) {
         if self.unanswered {
-            let message = Outgoing::request(FrontendReq::GET_FEATURES, Vec::new());
-            self.ask(message, Expected::Barrier, out);
+            self.ask(Request::GetFeatures, &[], Expected::Barrier, out);
         }
     }
 
@@ -255,78 +265,74 @@ impl Conversation {
     /// # Errors
     /// The back end broke the protocol or refused.
     pub fn answer(&mut self, message: &Incoming, config: &FrontConfig) -> Result<Answer, Down> {
-        let expected = self.expected.pop_front().ok_or(Down::Protocol("an answer nobody asked for"))?;
-        if message.flags & flags::VERSION_MASK != flags::VERSION {
-            return Err(Down::Protocol("a message of another version"));
-        }
-        if message.flags & flags::REPLY == 0 || message.request != u32::from(expected.request()) {
-            return Err(Down::Protocol("not the answer that was asked for"));
-        }
+        let expected =
+            self.expected.pop_front().ok_or(Down::Protocol("an answer nobody asked for"))?;
         if message.descriptors > usize::from(expected == Expected::Record) {
             return Err(Down::Protocol("a descriptor that nobody asked for"));
         }
-        match expected {
-            Expected::Features => self.offered = number(message)?,
-            Expected::ProtocolFeatures => self.agree(number(message)?, config),
-            Expected::QueueNum => self.rings = number(message)?,
-            Expected::MemSlots => self.mem_slots = number(message)?,
-            Expected::Config => return config_space(message, config).map(Answer::Config),
-            Expected::Ack(request) if number(message)? != 0 => {
-                return Err(Down::Refused(name(request)));
+        let reply = Reply::decode(expected.request(), &message.header, &message.payload)
+            .map_err(|_| Down::Protocol("not the answer that was asked for"))?;
+        match (expected, reply) {
+            (Expected::Features, Reply::U64(offered)) => self.offered = offered,
+            (Expected::ProtocolFeatures, Reply::U64(offered)) => self.agree(offered, config),
+            (Expected::QueueNum, Reply::U64(rings)) => self.rings = rings,
+            (Expected::MemSlots, Reply::U64(slots)) => self.mem_slots = slots,
+            (Expected::Ack(request), Reply::U64(1..)) => return Err(Down::Refused(name(request))),
+            // The offer of a running back end is not read again: only the answer counts. And some back ends answer
+            // SET_LOG_BASE with a number that has no meaning.
+            (Expected::Ack(_) | Expected::Barrier | Expected::LogBase, Reply::U64(_)) => {}
+            (Expected::Config, Reply::Config(read)) => return config_space(read, config),
+            (Expected::Record, Reply::Inflight(area)) => return record(&area, message.descriptors),
+            (Expected::RingBase(index), Reply::VringState(state)) => {
+                return ring_base(state, index);
             }
-            // The offer of a running back end is not read again: only the answer counts.
-            Expected::Ack(_) | Expected::Barrier => _ = number(message)?,
-            // Some back ends answer with a number, some with nothing.
-            Expected::LogBase if matches!(message.payload.len(), 0 | 8) => {}
-            Expected::LogBase => return Err(Down::Protocol("a wrong answer to SET_LOG_BASE")),
-            Expected::Record => return record(message).map(Answer::Record),
-            Expected::RingBase(index) => return ring_base(message, index),
+            _ => return Err(Down::Protocol("an answer of another kind")),
         }
         Ok(Answer::Done)
     }
 
     /// Cuts the protocol features offered to those this side uses.
     fn agree(&mut self, offered: u64, config: &FrontConfig) {
-        let mut ours = Protocol::MQ
-            | Protocol::LOG_SHMFD
-            | Protocol::REPLY_ACK
-            | Protocol::INFLIGHT_SHMFD
-            | Protocol::CONFIGURE_MEM_SLOTS;
-        ours.set(Protocol::CONFIG, config.config_len > 0);
-        ours.set(Protocol::BACKEND_REQ, config.channel);
-        self.protocol = offered & ours.bits();
+        let mut ours = protocol::MQ
+            | protocol::LOG_SHMFD
+            | protocol::REPLY_ACK
+            | protocol::INFLIGHT_SHMFD
+            | protocol::CONFIGURE_MEM_SLOTS;
+        if config.config_len > 0 {
+            ours |= protocol::CONFIG;
+        }
+        if config.channel {
+            ours |= protocol::BACKEND_REQ;
+        }
+        self.protocol = offered & ours;
     }
 
     /// Sends what follows the features: the protocol's, or nothing if the back end knows none.
     pub fn after_hello(&mut self, out: &mut Vec<Action>) {
-        if self.offered & F_PROTOCOL == 0 {
-            self.send(Outgoing::request(FrontendReq::SET_OWNER, Vec::new()), out);
+        if self.offered & FEATURE_PROTOCOL_FEATURES == 0 {
+            self.send(Request::SetOwner, &[], out);
             self.become_stage(Stage::Ready);
             return;
         }
         self.become_stage(Stage::Protocol);
-        let message = Outgoing::request(FrontendReq::GET_PROTOCOL_FEATURES, Vec::new());
-        self.ask(message, Expected::ProtocolFeatures, out);
+        self.ask(Request::GetProtocolFeatures, &[], Expected::ProtocolFeatures, out);
     }
 
     /// Sets the protocol features and asks all that can be asked before a driver is there.
     pub fn after_protocol(&mut self, config: &FrontConfig, out: &mut Vec<Action>) {
         self.become_stage(Stage::Details);
-        self.send(Outgoing::number(FrontendReq::SET_PROTOCOL_FEATURES, self.protocol), out);
-        self.send(Outgoing::request(FrontendReq::SET_OWNER, Vec::new()), out);
-        if self.has(Protocol::BACKEND_REQ) {
-            let message = Outgoing::request(FrontendReq::SET_BACKEND_REQ_FD, Vec::new());
-            self.send(message.with(Descriptor::Channel), out);
+        self.send(Request::SetProtocolFeatures(self.protocol), &[], out);
+        self.send(Request::SetOwner, &[], out);
+        if self.has(protocol::BACKEND_REQ) {
+            self.send(Request::SetBackendReqFd, &[Descriptor::Channel], out);
         }
-        if self.has(Protocol::MQ) {
-            let message = Outgoing::request(FrontendReq::GET_QUEUE_NUM, Vec::new());
-            self.ask(message, Expected::QueueNum, out);
+        if self.has(protocol::MQ) {
+            self.ask(Request::GetQueueNum, &[], Expected::QueueNum, out);
         }
-        if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
-            let message = Outgoing::request(FrontendReq::GET_MAX_MEM_SLOTS, Vec::new());
-            self.ask(message, Expected::MemSlots, out);
+        if self.has(protocol::CONFIGURE_MEM_SLOTS) {
+            self.ask(Request::GetMaxMemSlots, &[], Expected::MemSlots, out);
         }
-        if self.has(Protocol::CONFIG) {
+        if self.has(protocol::CONFIG) {
             self.ask_config(config, out);
         }
         self.barrier(out);
@@ -334,35 +340,29 @@ impl Conversation {
 
     /// Asks for the configuration space.
     pub fn ask_config(&mut self, config: &FrontConfig, out: &mut Vec<Action>) {
-        let mut payload = Vec::with_capacity(12 + config.config_len as usize);
-        for word in [0, config.config_len, 0] {
-            payload.extend_from_slice(&word.to_ne_bytes());
-        }
-        payload.resize(payload.len() + config.config_len as usize, 0);
-        self.ask(Outgoing::request(FrontendReq::GET_CONFIG, payload), Expected::Config, out);
+        let bytes = vec![0; config.config_len as usize];
+        let request = Request::GetConfig(Config { offset: 0, flags: 0, bytes });
+        self.ask(request, &[], Expected::Config, out);
     }
 
     /// Sends the features in force: what the driver acknowledged and what the two sides need between them.
-    fn features(&mut self, acknowledged: u64, out: &mut Vec<Action>) {
-        let mut features = acknowledged | (self.offered & F_PROTOCOL);
+    fn tell_features(&mut self, acknowledged: u64, out: &mut Vec<Action>) {
+        let mut features = acknowledged | (self.offered & FEATURE_PROTOCOL_FEATURES);
         if self.log.is_some() {
-            features |= F_LOG_ALL;
+            features |= FEATURE_LOG_ALL;
         }
-        let message = Outgoing::number(FrontendReq::SET_FEATURES, features);
-        self.insist(message, FrontendReq::SET_FEATURES, out);
+        self.insist(Request::SetFeatures(features), &[], out);
     }
 
     /// Asks the back end for a new in-flight record.
     pub fn ask_record(&mut self, activation: &Activation, out: &mut Vec<Action>) {
         self.become_stage(Stage::Recording);
         // The record's layout depends on the features (split or packed rings).
-        self.features(activation.features(), out);
-        let (queues, ring_size) = activation.record_shape();
-        let message = record_message(
-            FrontendReq::GET_INFLIGHT_FD,
-            &Record { size: 0, offset: 0, queues, ring_size },
-        );
-        self.ask(message, Expected::Record, out);
+        self.tell_features(activation.features(), out);
+        let (queues, queue_size) = activation.record_shape();
+        let area = Area { size: 0, offset: 0 };
+        let request = Request::GetInflightFd(InflightArea { area, queues, queue_size });
+        self.ask(request, &[], Expected::Record, out);
     }
 
     /// Sets up everything and starts the rings.
@@ -379,16 +379,19 @@ impl Conversation {
         self.stopped.clear();
         self.set_up.clear();
         self.set_log_base(log, out);
-        self.features(activation.features(), out);
+        self.tell_features(activation.features(), out);
         self.tell_memory(memory, out);
         for ring in activation.rings() {
             // Early, since back ends on DPDK know a ring only by what was said of it, and read the record per known ring.
             self.tell_call(ring.index, out);
         }
         if let Some(record) = record {
-            let message = record_message(FrontendReq::SET_INFLIGHT_FD, record);
-            let message = message.with(Descriptor::Record);
-            self.insist(message, FrontendReq::SET_INFLIGHT_FD, out);
+            let request = Request::SetInflightFd(InflightArea {
+                area: Area { size: record.size, offset: record.offset },
+                queues: record.queues,
+                queue_size: record.ring_size,
+            });
+            self.insist(request, &[Descriptor::Record], out);
         }
         for ring in activation.rings() {
             self.start_ring(ring, out);
@@ -397,17 +400,16 @@ impl Conversation {
     }
 
     fn start_ring(&mut self, ring: &Ring, out: &mut Vec<Action>) {
-        let state = Outgoing::ring_state;
-        let size = state(FrontendReq::SET_VRING_NUM, ring.index, u32::from(ring.size));
-        self.send(size, out);
-        self.send(state(FrontendReq::SET_VRING_BASE, ring.index, u32::from(ring.base)), out);
+        let state = |num: u16| VringState { index: ring.index.into(), num: num.into() };
+        self.send(Request::SetVringNum(state(ring.size)), &[], out);
+        self.send(Request::SetVringBase(state(ring.base)), &[], out);
         self.tell_addresses(ring, out);
         if !ring.enabled {
             // A ring is disabled before its kick starts it, enabled after: it never runs when it should not.
             self.tell_enabled(ring.index, false, out);
         }
-        let message = Outgoing::number(FrontendReq::SET_VRING_KICK, u64::from(ring.index));
-        self.send(message.with(Descriptor::Kick(ring.index)), out);
+        let kick = VringFd { index: ring.index as u8, has_fd: true };
+        self.send(Request::SetVringKick(kick), &[Descriptor::Kick(ring.index)], out);
         if ring.enabled {
             self.tell_enabled(ring.index, true, out);
             self.nudges.push(ring.index);
@@ -416,36 +418,36 @@ impl Conversation {
     }
 
     fn tell_addresses(&mut self, ring: &Ring, out: &mut Vec<Action>) {
-        let mut payload = Vec::with_capacity(40);
-        payload.extend_from_slice(&u32::from(ring.index).to_ne_bytes());
-        let flags = if self.log.is_some() { RING_F_LOG } else { 0 };
-        payload.extend_from_slice(&flags.to_ne_bytes());
-        // The guest address of the used ring is where its writes are logged.
-        for address in [ring.desc, ring.used, ring.avail, ring.used] {
-            payload.extend_from_slice(&address.to_ne_bytes());
-        }
-        let message = Outgoing::request(FrontendReq::SET_VRING_ADDR, payload);
-        self.insist(message, FrontendReq::SET_VRING_ADDR, out);
+        let request = Request::SetVringAddr(VringAddr {
+            index: ring.index.into(),
+            flags: if self.log.is_some() { VRING_LOG } else { 0 },
+            descriptors: ring.desc,
+            used: ring.used,
+            available: ring.avail,
+            // Where writes of the used ring are logged: its guest address.
+            log: ring.used,
+        });
+        self.insist(request, &[], out);
     }
 
     /// Enables or disables a ring. Without protocol features a ring is enabled by its kick.
     pub fn tell_enabled(&mut self, index: u16, enabled: bool, out: &mut Vec<Action>) {
-        if self.offered & F_PROTOCOL == 0 {
-            return;
+        if self.offered & FEATURE_PROTOCOL_FEATURES != 0 {
+            let state = VringState { index: index.into(), num: enabled.into() };
+            self.insist(Request::SetVringEnable(state), &[], out);
         }
-        let request = FrontendReq::SET_VRING_ENABLE;
-        self.insist(Outgoing::ring_state(request, index, u32::from(enabled)), request, out);
     }
 
     /// Gives a ring's call eventfd.
     pub fn tell_call(&mut self, index: u16, out: &mut Vec<Action>) {
-        let message = Outgoing::number(FrontendReq::SET_VRING_CALL, u64::from(index));
-        self.insist(message.with(Descriptor::Call(index)), FrontendReq::SET_VRING_CALL, out);
+        // An activation has no index that does not fit: RINGS_LIMIT.
+        let call = VringFd { index: index as u8, has_fd: true };
+        self.insist(Request::SetVringCall(call), &[Descriptor::Call(index)], out);
     }
 
     /// Whether the back end takes so many regions.
     pub fn check_regions(&self, needs: usize) -> Result<(), Down> {
-        let takes = if self.has(Protocol::CONFIGURE_MEM_SLOTS) {
+        let takes = if self.has(protocol::CONFIGURE_MEM_SLOTS) {
             self.mem_slots
         } else {
             TABLE_REGIONS as u64
@@ -459,44 +461,25 @@ impl Conversation {
             return;
         }
         let old = self.memory.replace(memory.to_vec()).unwrap_or_default();
-        if !self.has(Protocol::CONFIGURE_MEM_SLOTS) {
-            self.tell_table(memory, out);
-            return;
+        if !self.has(protocol::CONFIGURE_MEM_SLOTS) {
+            let table = memory.iter().map(Region::describe).collect();
+            let files: Vec<_> =
+                memory.iter().map(|region| Descriptor::Memory(region.slot)).collect();
+            return self.insist(Request::SetMemTable(table), &files, out);
         }
         for region in old.iter().filter(|region| !memory.contains(region)) {
-            self.tell_region(FrontendReq::REM_MEM_REG, region, out);
+            self.insist(Request::RemMemReg(region.describe()), &[], out);
         }
         for region in memory.iter().filter(|region| !old.contains(region)) {
-            self.tell_region(FrontendReq::ADD_MEM_REG, region, out);
+            let file = Descriptor::Memory(region.slot);
+            self.insist(Request::AddMemReg(region.describe()), &[file], out);
         }
-    }
-
-    fn tell_table(&mut self, memory: &[Region], out: &mut Vec<Action>) {
-        let mut payload = Vec::with_capacity(8 + 32 * memory.len());
-        payload.extend_from_slice(&(memory.len() as u64).to_ne_bytes());
-        for region in memory {
-            region.write(&mut payload);
-        }
-        let mut message = Outgoing::request(FrontendReq::SET_MEM_TABLE, payload);
-        message.descriptors.extend(memory.iter().map(|region| Descriptor::Memory(region.slot)));
-        self.insist(message, FrontendReq::SET_MEM_TABLE, out);
-    }
-
-    fn tell_region(&mut self, request: FrontendReq, region: &Region, out: &mut Vec<Action>) {
-        let mut payload = vec![0; 8];
-        region.write(&mut payload);
-        let mut message = Outgoing::request(request, payload);
-        if request == FrontendReq::ADD_MEM_REG {
-            message = message.with(Descriptor::Memory(region.slot));
-        }
-        self.insist(message, request, out);
     }
 
     fn set_log_base(&mut self, log: Option<LogArea>, out: &mut Vec<Action>) {
         if let Some(area) = log.filter(|area| self.log != Some(*area)) {
-            let payload = [area.size.to_ne_bytes(), area.offset.to_ne_bytes()].concat();
-            let message = Outgoing::request(FrontendReq::SET_LOG_BASE, payload);
-            self.ask(message.with(Descriptor::Log), Expected::LogBase, out);
+            let area = Area { size: area.size, offset: area.offset };
+            self.ask(Request::SetLogBase(area), &[Descriptor::Log], Expected::LogBase, out);
         }
         self.log = log;
     }
@@ -509,7 +492,7 @@ impl Conversation {
         out: &mut Vec<Action>,
     ) {
         self.set_log_base(log, out);
-        self.features(activation.features(), out);
+        self.tell_features(activation.features(), out);
         for ring in activation.rings() {
             self.tell_addresses(ring, out);
         }
@@ -520,80 +503,55 @@ impl Conversation {
         self.become_stage(Stage::Stopping);
         self.nudges.clear();
         for (index, _) in self.set_up.clone() {
-            let message = Outgoing::ring_state(FrontendReq::GET_VRING_BASE, index, 0);
-            self.ask(message, Expected::RingBase(index), out);
+            let request = Request::GetVringBase(VringState { index: index.into(), num: 0 });
+            self.ask(request, &[], Expected::RingBase(index), out);
         }
     }
 }
 
 impl Region {
-    /// As in SET_MEM_TABLE. The user address is the guest address, so that nothing at the other side points into this process.
-    fn write(&self, payload: &mut Vec<u8>) {
-        for field in [self.guest_addr, self.size, self.guest_addr, self.mmap_offset] {
-            payload.extend_from_slice(&field.to_ne_bytes());
+    /// As the back end is told. The user address is the guest address, so that nothing at the other side points into
+    /// this process.
+    fn describe(&self) -> RegionDescriptor {
+        RegionDescriptor {
+            guest_addr: self.guest_addr,
+            size: self.size,
+            user_addr: self.guest_addr,
+            mmap_offset: self.mmap_offset,
         }
     }
 }
 
-fn record_message(request: FrontendReq, record: &Record) -> Outgoing {
-    // As large as in QEMU: the C structure ends with four bytes of padding.
-    let mut payload = Vec::with_capacity(24);
-    payload.extend_from_slice(&record.size.to_ne_bytes());
-    payload.extend_from_slice(&record.offset.to_ne_bytes());
-    payload.extend_from_slice(&record.queues.to_ne_bytes());
-    payload.extend_from_slice(&record.ring_size.to_ne_bytes());
-    payload.resize(24, 0);
-    Outgoing::request(request, payload)
-}
-
-fn number(message: &Incoming) -> Result<u64, Down> {
-    let bytes = message.payload.as_slice().try_into();
-    bytes.map(u64::from_ne_bytes).map_err(|_| Down::Protocol("an answer that is no number"))
-}
-
-/// The `N` bytes of a payload at `at`.
-fn field<const N: usize>(payload: &[u8], at: usize) -> Result<[u8; N], Down> {
-    let bytes = payload.get(at..at + N).and_then(|bytes| bytes.try_into().ok());
-    bytes.ok_or(Down::Protocol("a short answer"))
-}
-
-fn config_space(message: &Incoming, config: &FrontConfig) -> Result<Vec<u8>, Down> {
-    // A back end that fails answers with an empty payload.
-    let Some(bytes) = message.payload.get(12..).filter(|bytes| !bytes.is_empty()) else {
+fn config_space(read: Config, config: &FrontConfig) -> Result<Answer, Down> {
+    let mut bytes = read.bytes;
+    // A back end that fails answers without bytes.
+    if bytes.is_empty() {
         return Err(Down::Refused("GET_CONFIG"));
-    };
+    }
     if bytes.len() > config.config_len as usize {
         return Err(Down::Protocol("more configuration space than was asked for"));
     }
     // An older back end may know fewer fields; the features say which ones count.
-    let mut bytes = bytes.to_vec();
     bytes.resize(config.config_len as usize, 0);
-    Ok(bytes)
+    Ok(Answer::Config(bytes))
 }
 
-fn record(message: &Incoming) -> Result<Record, Down> {
-    let payload = &message.payload;
-    let record = Record {
-        size: u64::from_ne_bytes(field(payload, 0)?),
-        offset: u64::from_ne_bytes(field(payload, 8)?),
-        queues: u16::from_ne_bytes(field(payload, 16)?),
-        ring_size: u16::from_ne_bytes(field(payload, 18)?),
-    };
-    if record.size == 0 || message.descriptors == 0 {
+fn record(area: &InflightArea, descriptors: usize) -> Result<Answer, Down> {
+    let Area { size, offset } = area.area;
+    if size == 0 || descriptors == 0 {
         return Err(Down::Refused("GET_INFLIGHT_FD"));
     }
-    if payload.len() > 24 || record.offset.checked_add(record.size).is_none() {
-        return Err(Down::Protocol("an in-flight record that cannot be"));
+    if offset.checked_add(size).is_none() {
+        return Err(Down::Protocol("an in-flight record beyond the end of all files"));
     }
-    Ok(record)
+    Ok(Answer::Record(Record { size, offset, queues: area.queues, ring_size: area.queue_size }))
 }
 
-fn ring_base(message: &Incoming, index: u16) -> Result<Answer, Down> {
-    let got = u32::from_ne_bytes(field(&message.payload, 0)?);
-    let base = u32::from_ne_bytes(field(&message.payload, 4)?);
-    if got != u32::from(index) || message.payload.len() != 8 {
+fn ring_base(state: VringState, index: u16) -> Result<Answer, Down> {
+    if state.index != u32::from(index) {
         return Err(Down::Protocol("the base of another ring"));
     }
-    let base = u16::try_from(base).map_err(|_| Down::Protocol("a base that no split ring has"))?;
+    let base =
+        u16::try_from(state.num).map_err(|_| Down::Protocol("a base that no split ring has"))?;
     Ok(Answer::Base(index, base))
 }

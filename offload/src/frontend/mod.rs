@@ -7,9 +7,14 @@
 //! Invariant: guest addresses are sent as *user addresses*, so nothing in a card points into the process that called it.
 
 mod conversation;
+#[doc(hidden)]
+pub mod fuzz;
 mod session;
 mod state;
 mod types;
+
+#[cfg(test)]
+mod simulation;
 
 pub use session::FrontSession;
 pub use state::{KIND, RestoreError, VERSION};

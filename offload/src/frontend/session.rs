@@ -22,13 +22,14 @@
 //!
 //! RESET_DEVICE and SET_STATUS are not used: GET_VRING_BASE on each ring stops a device as well, and all back ends know it.
 
-use super::conversation::{Answer, Conversation, F_LOG_ALL, Stage};
+use super::conversation::{Answer, Conversation, Stage};
 use super::types::{
-    Action, Activation, Down, Event, FrontConfig, Incoming, LogArea, Outgoing, Probe, Record,
-    Region, Timer, flags,
+    Action, Activation, Down, Event, FrontConfig, Incoming, LogArea, Probe, Record, Region, Timer,
 };
+use crate::vhost_user::FEATURE_LOG_ALL;
+use crate::vhost_user::codec::{Reply, protocol};
 use std::time::Duration;
-use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures as Protocol};
+use vhost::vhost_user::message::BackendReq;
 
 /// The pause before the first try to reconnect, and the longest one. A card process is back within milliseconds.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
@@ -288,21 +289,16 @@ impl FrontSession {
 
     fn channel_message(&mut self, message: &Incoming, out: &mut Vec<Action>) {
         let Link::Up(talk) = &mut self.link else { return };
-        if message.flags & flags::VERSION_MASK != flags::VERSION
-            || message.flags & flags::REPLY != 0
-        {
+        if message.header.is_reply() {
             let down = Down::Protocol("no request on the back end's channel");
             return self.lose(down, true, out);
         }
-        let known = message.request == u32::from(BackendReq::CONFIG_CHANGE_MSG);
-        talk.reread |= known && talk.has(Protocol::CONFIG);
-        if message.flags & flags::NEED_REPLY != 0 {
-            out.push(Action::SendOnChannel(Outgoing {
-                request: message.request,
-                flags: flags::VERSION | flags::REPLY,
-                payload: u64::from(!known).to_ne_bytes().to_vec(),
-                descriptors: Vec::new(),
-            }));
+        let request = message.header.request;
+        let known = request == u32::from(BackendReq::CONFIG_CHANGE_MSG);
+        talk.reread |= known && talk.has(protocol::CONFIG);
+        if message.header.needs_reply() {
+            let reply = Reply::U64(u64::from(!known));
+            out.push(Action::SendOnChannel(reply.encode(request)));
         }
     }
 
@@ -453,7 +449,7 @@ impl FrontSession {
         }
         if talk.memory.is_some() && talk.memory.as_ref() != Some(&self.memory) {
             // Only what went away matters before a start; but a table cannot be emptied.
-            if self.memory.is_empty() && !talk.has(Protocol::CONFIGURE_MEM_SLOTS) {
+            if self.memory.is_empty() && !talk.has(protocol::CONFIGURE_MEM_SLOTS) {
                 return Err(Down::NoMemory);
             }
             talk.check_regions(self.memory.len())?;
@@ -473,8 +469,9 @@ impl FrontSession {
         }
         talk.check_regions(self.memory.len())?;
         talk.generation = active.generation;
-        let records = talk.has(Protocol::INFLIGHT_SHMFD);
-        let fits = |record: &Record| records && (record.queues, record.ring_size) == (rings, ring_size);
+        let records = talk.has(protocol::INFLIGHT_SHMFD);
+        let fits =
+            |record: &Record| records && (record.queues, record.ring_size) == (rings, ring_size);
         if self.record.as_ref().is_some_and(fits) {
             return self.start(out);
         }
@@ -493,8 +490,7 @@ impl FrontSession {
 
     fn recorded(&mut self, out: &mut Vec<Action>) -> Result<(), Down> {
         let Link::Up(talk) = &mut self.link else { return Ok(()) };
-        let same =
-            self.active.as_ref().is_some_and(|active| active.generation == talk.generation);
+        let same = self.active.as_ref().is_some_and(|active| active.generation == talk.generation);
         if !same || self.record.is_none() || self.memory.is_empty() {
             talk.become_stage(Stage::Ready);
             return Ok(());
@@ -598,8 +594,7 @@ impl FrontSession {
         }
         let memory = talk.and_then(|talk| talk.memory.as_ref());
         let memory_in_force = memory.is_none_or(|memory| *memory == self.memory);
-        let log_in_force =
-            talk.is_none_or(|talk| !talk.stage.started() || talk.log == self.log);
+        let log_in_force = talk.is_none_or(|talk| !talk.stage.started() || talk.log == self.log);
         if memory_in_force && std::mem::take(&mut self.owed.memory) {
             out.push(Action::MemoryInForce);
         }
@@ -620,7 +615,6 @@ fn check_features(talk: &Conversation, activation: &Activation) -> Result<(), Do
 }
 
 fn check_log(talk: &Conversation, log: Option<LogArea>) -> Result<(), Down> {
-    let can = talk.has(Protocol::LOG_SHMFD) && talk.offered & F_LOG_ALL != 0;
+    let can = talk.has(protocol::LOG_SHMFD) && talk.offered & FEATURE_LOG_ALL != 0;
     if log.is_none() || can { Ok(()) } else { Err(Down::NoLog) }
 }
-

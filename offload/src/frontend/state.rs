@@ -7,7 +7,8 @@
 use super::conversation::{Conversation, Stage};
 use super::session::{Active, FrontSession, Link};
 use super::types::{
-    Activation, CONFIG_LIMIT, FrontConfig, LogArea, REGIONS_LIMIT, RINGS_LIMIT, Record, Region, Ring,
+    Activation, CONFIG_LIMIT, FrontConfig, LogArea, REGIONS_LIMIT, RINGS_LIMIT, Record, Region,
+    Ring,
 };
 use bixi_api::state::{Declared, Movable, Payload, PayloadError};
 

@@ -4,8 +4,8 @@
 //! device asked for ([`Activation`], [`Region`], [`LogArea`]) is checked when it is made, so that the session can
 //! take it as it is.
 
+use crate::vhost_user::codec::{Header, Request};
 use std::time::Duration;
-use vhost::vhost_user::message::FrontendReq;
 
 /// The most rings one device may have: 32 pairs of a NIC and its control queue, or 64 queues of a disk.
 pub const RINGS_LIMIT: u16 = 128;
@@ -14,7 +14,7 @@ pub const RING_SIZE_LIMIT: u16 = 32768;
 /// The most bytes of configuration space a front end may read: what QEMU's back ends give at most.
 pub const CONFIG_LIMIT: u32 = 256;
 /// The most regions of guest memory a session tells its back end.
-pub const REGIONS_LIMIT: usize = 512;
+pub const REGIONS_LIMIT: usize = crate::memory::MAX_REGIONS;
 
 /// What a front end is, fixed for its life.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,8 +146,11 @@ impl Ring {
             return Err(ActivationError::RingSize { index: self.index, size: self.size });
         }
         let size = u64::from(self.size);
-        let parts =
-            [(self.desc, 16, size * 16), (self.avail, 2, size * 2 + 6), (self.used, 4, size * 8 + 6)];
+        let parts = [
+            (self.desc, 16, size * 16),
+            (self.avail, 2, size * 2 + 6),
+            (self.used, 4, size * 8 + 6),
+        ];
         for (address, align, len) in parts {
             if address % align != 0 || address.checked_add(len).is_none() {
                 return Err(ActivationError::RingAddress(self.index));
@@ -263,8 +266,8 @@ pub enum Action {
     Disconnect,
     /// Send this message with its descriptors.
     Send(Outgoing),
-    /// Send this message on the back end's channel.
-    SendOnChannel(Outgoing),
+    /// Send these bytes on the back end's channel.
+    SendOnChannel(Vec<u8>),
     /// Send [`Event::Deadline`] after this time; replaces a deadline of the same timer.
     Arm(Timer, Duration),
     /// Forget the deadline.
@@ -316,7 +319,9 @@ pub enum Down {
     #[error("the back end did not answer {0} in time")]
     Late(&'static str),
     /// It offers less than the driver relies on.
-    #[error("the back end lacks virtio features {missing:#x} that the driver has acknowledged; start the release that offered them")]
+    #[error(
+        "the back end lacks virtio features {missing:#x} that the driver has acknowledged; start the release that offered them"
+    )]
     Features {
         /// The bits it lacks.
         missing: u64,
@@ -338,7 +343,9 @@ pub enum Down {
         needs: usize,
     },
     /// Requests were in flight in a back end that died, and this one cannot say what became of them.
-    #[error("the back end has no in-flight record, and requests were in flight when the last one died; reset the device in the guest")]
+    #[error(
+        "the back end has no in-flight record, and requests were in flight when the last one died; reset the device in the guest"
+    )]
     NoRecord,
     /// All memory was taken from a device whose rings lie in it.
     #[error("the guest's memory was taken away while the device was set up")]
@@ -383,67 +390,29 @@ pub enum Descriptor {
 /// A message to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outgoing {
-    /// The request code: of a front end, or of a back end in an answer on its channel.
-    pub request: u32,
-    /// The header's flags, version included.
-    pub flags: u32,
-    /// The payload.
-    pub payload: Vec<u8>,
+    /// The request.
+    pub request: Request,
+    /// Whether it asks for an acknowledgement.
+    pub need_reply: bool,
     /// Descriptors that go with it, in this order.
     pub descriptors: Vec<Descriptor>,
+}
+
+impl Outgoing {
+    /// Header and payload, as they go over the socket.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        self.request.encode(self.need_reply)
+    }
 }
 
 /// A message that came, and how many descriptors came with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incoming {
-    /// The request code.
-    pub request: u32,
-    /// The header's flags.
-    pub flags: u32,
-    /// The payload.
+    /// Its header.
+    pub header: Header,
+    /// Its payload, as long as the header says.
     pub payload: Vec<u8>,
     /// Descriptors that came with it; the shell holds them until the step is done.
     pub descriptors: usize,
-}
-
-/// Bits of a header's flags (vhost-user, *Header*).
-pub(super) mod flags {
-    pub const VERSION_MASK: u32 = 3;
-    pub const VERSION: u32 = 1;
-    pub const REPLY: u32 = 4;
-    pub const NEED_REPLY: u32 = 8;
-}
-
-impl Outgoing {
-    /// A request of the front end.
-    pub(super) fn request(request: FrontendReq, payload: Vec<u8>) -> Self {
-        Self { request: request.into(), flags: flags::VERSION, payload, descriptors: Vec::new() }
-    }
-
-    /// A request with one 64-bit number.
-    pub(super) fn number(request: FrontendReq, value: u64) -> Self {
-        Self::request(request, value.to_ne_bytes().to_vec())
-    }
-
-    /// A request with a ring's index and a number (*vring state description*).
-    pub(super) fn ring_state(request: FrontendReq, index: u16, value: u32) -> Self {
-        Self::request(request, [u32::from(index).to_ne_bytes(), value.to_ne_bytes()].concat())
-    }
-
-    pub(super) fn with(mut self, descriptor: Descriptor) -> Self {
-        self.descriptors.push(descriptor);
-        self
-    }
-
-    /// Header and payload, as they go over the socket.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let len = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
-        let mut bytes = Vec::with_capacity(12 + self.payload.len());
-        for word in [self.request, self.flags, len] {
-            bytes.extend_from_slice(&word.to_ne_bytes());
-        }
-        bytes.extend_from_slice(&self.payload);
-        bytes
-    }
 }
