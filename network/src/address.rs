@@ -38,6 +38,12 @@ impl Mac {
         let [a, b, c, d, e, f] = self.0;
         u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
     }
+
+    /// The address with these [`Mac::bits`]; higher bits are ignored.
+    pub fn from_bits(bits: u64) -> Self {
+        let [a, b, c, d, e, f, ..] = bits.to_le_bytes();
+        Self([a, b, c, d, e, f])
+    }
 }
 
 /// A text is not a hardware address.
@@ -110,5 +116,6 @@ mod tests {
             assert!(!mac.unicast(), "{mac}");
         }
         assert_eq!(Mac([1, 2, 3, 4, 5, 6]).bits(), 0x0605_0403_0201);
+        assert_eq!(Mac::from_bits(0xffff_0605_0403_0201), Mac([1, 2, 3, 4, 5, 6]));
     }
 }

@@ -2,4 +2,7 @@
 
 pub mod address;
 pub mod answer;
+pub mod engine;
 pub mod packet;
+pub mod state;
+pub mod tables;
