@@ -29,6 +29,35 @@ pub struct NetworkDescription {
     pub ports: usize,
     /// Segments it knows.
     pub segments: usize,
+    /// Counters of the underlay, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay_statistics: Option<UnderlayStatistics>,
+}
+
+/// Counters of the underlay since the process started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UnderlayStatistics {
+    /// Frames of guests that came from other servers and were given to a port.
+    pub received: u64,
+    /// Bytes of these frames.
+    pub received_bytes: u64,
+    /// Frames of guests that were sent to other servers.
+    pub sent: u64,
+    /// Bytes of these frames.
+    pub sent_bytes: u64,
+    /// Frames of guests that the network below did not take.
+    pub send_failed: u64,
+    /// Datagrams dropped because they are no VXLAN, or what they carry contradicts itself.
+    pub malformed: u64,
+    /// Frames dropped because their segment is not known here.
+    pub unknown_segment: u64,
+    /// Frames dropped because the server that sent them has no host of their segment.
+    pub unknown_server: u64,
+    /// Frames dropped because no port here has their destination.
+    pub unknown_destination: u64,
+    /// Frames dropped because they are no IPv4 for one host, or larger than their segment's MTU.
+    pub not_carried: u64,
 }
 
 /// Serve a port on a vhost-user socket.
@@ -73,6 +102,9 @@ pub struct PortDescription {
     pub connected: bool,
     /// Why the last session was ended by this side, if it was.
     pub last_fault: Option<String>,
+    /// When the guest's DHCP lease ends, in seconds since 1970, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_until: Option<u64>,
     /// Counters since the process started.
     pub statistics: PortStatistics,
 }
@@ -99,6 +131,30 @@ pub struct PortStatistics {
     pub malformed: u64,
     /// ARP and DHCP requests answered by the card.
     pub answered: u64,
+    /// Packets of the guest dropped because they are for many: nothing is flooded.
+    #[serde(default)]
+    pub multicast: u64,
+    /// Packets of the guest dropped because they are IPv6, which this release does not carry.
+    #[serde(default)]
+    pub ipv6: u64,
+    /// Packets of the guest dropped because they are neither IPv4, ARP nor IPv6.
+    #[serde(default)]
+    pub other_protocol: u64,
+    /// Packets of the guest dropped because they are larger than the segment's MTU.
+    #[serde(default)]
+    pub too_big: u64,
+    /// Packets of the guest dropped because the network between servers did not take them.
+    #[serde(default)]
+    pub underlay_failed: u64,
+    /// Flows in the port's cache now.
+    #[serde(default)]
+    pub flows: u64,
+    /// Flows that had to leave the full cache.
+    #[serde(default)]
+    pub evicted_flows: u64,
+    /// Records of flows and leases that a killed process left half written, and that were dropped.
+    #[serde(default)]
+    pub torn_records: u64,
 }
 
 /// What the card knows about a segment. Each `PUT` replaces all of it at once, or nothing.
