@@ -8,9 +8,15 @@
 //! loop { select! { event = card.next() => driver.apply(event, &mut card), request = api.recv() => … } }
 //! ```
 
+mod rings;
+mod runtime;
+mod shell;
+mod wire;
+
+pub use runtime::Card;
+
 use crate::vhost_user::Offer;
-use crate::worker::{WorkerConfig, WorkerService};
-use std::marker::PhantomData;
+use std::io;
 use std::os::unix::net::UnixListener;
 
 /// Names a device of a card; never used again in the same process.
@@ -87,7 +93,7 @@ pub enum CardError {
         /// What was tried.
         what: &'static str,
         /// What the kernel said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A worker that does not exist.
     #[error("no worker {0:?} on this card")]
@@ -100,63 +106,8 @@ pub enum CardError {
     Offer(&'static str),
 }
 
-/// A card: devices, their sessions and their workers.
-#[derive(Debug)]
-pub struct Card<S: WorkerService> {
-    service: PhantomData<S>,
-}
-
-impl<S: WorkerService + 'static> Card<S> {
-    /// A card without workers or devices. Within a tokio runtime with its I/O driver on.
-    ///
-    /// # Errors
-    /// The kernel refuses a descriptor.
-    pub fn new() -> Result<Self, CardError> {
-        unimplemented!()
-    }
-
-    /// Starts a worker thread; `make` runs on it.
-    ///
-    /// # Errors
-    /// No thread, a core that does not exist, or what `make` returns.
-    pub fn add_worker(
-        &mut self,
-        _config: WorkerConfig,
-        _make: impl FnOnce() -> std::io::Result<S> + Send + 'static,
-    ) -> Result<WorkerId, CardError> {
-        unimplemented!()
-    }
-
-    /// Tells a worker something. Commands and queues reach it in the order in which they were sent.
-    pub fn command(&mut self, _worker: WorkerId, _command: S::Command) {
-        unimplemented!()
-    }
-
-    /// Serves a device from now on.
-    ///
-    /// # Errors
-    /// A worker that does not exist, an impossible offer, or the kernel refuses.
-    pub fn add_device(&mut self, _config: DeviceConfig) -> Result<DeviceId, CardError> {
-        unimplemented!()
-    }
-
-    /// Lets the rings of a device run that was added `held`.
-    pub fn release(&mut self, _device: DeviceId) {
-        unimplemented!()
-    }
-
-    /// Changes what a device offers; a running session is told if its configuration space changed.
-    pub fn set_offer(&mut self, _device: DeviceId, _offer: Offer) {
-        unimplemented!()
-    }
-
-    /// Ends a device: its session is closed, its queues come back, then [`CardEvent::Removed`] follows.
-    pub fn remove_device(&mut self, _device: DeviceId) {
-        unimplemented!()
-    }
-
-    /// Waits for the next event. Cancel-safe.
-    pub async fn next(&mut self) -> CardEvent<S::Report> {
-        unimplemented!()
+impl CardError {
+    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
     }
 }

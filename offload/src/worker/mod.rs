@@ -9,9 +9,16 @@
 //! the worker goes on.
 
 mod config;
+mod handle;
+mod mailbox;
 mod outbox;
 mod service;
+mod slots;
+mod thread;
 
 pub use config::WorkerConfig;
+pub(crate) use handle::Handle;
+pub(crate) use mailbox::{Order, QueueChange};
 pub use outbox::Outbox;
 pub use service::{Interest, QueueFault, QueueKey, QueueSlot, Registry, WorkerService};
+pub(crate) use thread::Note;

@@ -2,6 +2,7 @@
 
 use super::{QueueFault, QueueSlot};
 use crate::ring::SplitQueue;
+use std::collections::VecDeque;
 
 /// The epoll tag of a service's own descriptors.
 pub(super) const SERVICE: u64 = u64::MAX;
@@ -11,7 +12,13 @@ pub(super) const SERVICE: u64 = u64::MAX;
 pub struct Outbox<R> {
     detached: Vec<(QueueSlot, SplitQueue)>,
     faults: Vec<(QueueSlot, QueueFault)>,
-    reports: Vec<R>,
+    reports: VecDeque<R>,
+}
+
+impl<R> Default for Outbox<R> {
+    fn default() -> Self {
+        Self { detached: Vec::new(), faults: Vec::new(), reports: VecDeque::new() }
+    }
 }
 
 impl<R> Outbox<R> {
@@ -27,6 +34,19 @@ impl<R> Outbox<R> {
 
     /// A message to the service's driver.
     pub fn report(&mut self, report: R) {
-        self.reports.push(report);
+        self.reports.push_back(report);
+    }
+
+    pub(super) fn next_detached(&mut self) -> Option<(QueueSlot, SplitQueue)> {
+        self.detached.pop()
+    }
+
+    pub(super) fn next_fault(&mut self) -> Option<(QueueSlot, QueueFault)> {
+        self.faults.pop()
+    }
+
+    /// Reports leave in the order in which they were told.
+    pub(super) fn next_report(&mut self) -> Option<R> {
+        self.reports.pop_front()
     }
 }
