@@ -5,6 +5,11 @@
 
 use bixi_api::compute::DeviceDescription;
 use bixi_api::state::{Movable, Payload, PayloadError};
+use std::future::{Future, ready};
+use std::pin::Pin;
+
+/// What [`Device::quiesce`] gives: done when the device has come to rest.
+pub type Quiesce<'a> = Pin<Box<dyn Future<Output = Result<(), QuiesceError>> + Send + 'a>>;
 
 /// A device of the board.
 pub trait Device: Movable + Send + Sync {
@@ -21,9 +26,25 @@ pub trait Device: Movable + Send + Sync {
     /// The state is of another kind, too new, malformed or contradicts the configuration.
     fn restore(&self, state: &Payload) -> Result<(), RestoreError>;
 
+    /// The vCPUs stand still: comes to rest, so that guest memory does not change any more and [`Movable::declare`] tells
+    /// all. Bounded in time; after an error the device is as far as it came, and [`Device::resume`] brings it back.
+    fn quiesce(&self) -> Quiesce<'_> {
+        Box::pin(ready(Ok(())))
+    }
+
     /// The vCPUs are about to run: for the first time, after a pause or after [`Device::restore`]. A device that may
     /// have missed a kick or an interrupt while they stood still makes up for it here, once.
     fn resume(&self) {}
+}
+
+/// Why a device does not come to rest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{device} does not come to rest: {what}")]
+pub struct QuiesceError {
+    /// The device.
+    pub device: String,
+    /// What stands in the way, and what to do about it.
+    pub what: String,
 }
 
 /// Why a state cannot be taken over.
