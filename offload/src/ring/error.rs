@@ -33,7 +33,7 @@ pub enum RingError {
         available: u16,
         /// How far it is ahead of what was taken.
         ahead: u16,
-        /// Chains taken and not completed.
+        /// Chains taken and not published.
         outstanding: u16,
         /// Descriptors of the queue.
         size: u16,

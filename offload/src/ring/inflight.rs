@@ -219,3 +219,193 @@ impl InflightQueue {
         self.word(USED_IDX_AT).store(used_idx, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{Buffer, Device, Driver, Plan, record};
+    use super::super::{FEATURE_INDIRECT, QueueSetup};
+    use super::*;
+    use crate::sigbus::Watch;
+    use std::os::fd::AsFd;
+
+    fn plan() -> Plan {
+        let buffers = vec![Buffer { len: 16, write: false }, Buffer { len: 16, write: true }];
+        Plan { buffers, indirect: true, direct: 0 }
+    }
+
+    /// The record of queue 0 as plain bytes, read by offsets of the C structures in the specification and by the
+    /// rules of libvhost-user, without any code above.
+    struct Foreign(Vec<u8>);
+
+    impl Foreign {
+        fn of(map: &InflightMap) -> Self {
+            let at = map.map.as_ptr();
+            // SAFETY: the mapping lives, and nobody writes meanwhile.
+            Self((0..map.map.len()).map(|i| unsafe { at.add(i).read_volatile() }).collect())
+        }
+        fn u16(&self, at: usize) -> u16 {
+            u16::from_le_bytes([self.0[at], self.0[at + 1]])
+        }
+        fn u64(&self, at: usize) -> u64 {
+            u64::from_le_bytes(self.0[at..at + 8].try_into().unwrap())
+        }
+        /// vu_check_queue_inflights: what it would resubmit, in order.
+        fn resubmit(&mut self, used_idx: u16) -> Vec<u16> {
+            assert_eq!(self.u16(8), 1, "version");
+            let desc_num = self.u16(10);
+            if self.u16(14) != used_idx {
+                let last = usize::from(self.u16(12));
+                self.0[16 + 16 * last] = 0;
+            }
+            let mut list: Vec<(u64, u16)> = (0..desc_num)
+                .filter(|i| self.0[16 + 16 * usize::from(*i)] == 1)
+                .map(|i| (self.u64(16 + 16 * usize::from(i) + 8), i))
+                .collect();
+            list.sort_unstable();
+            list.into_iter().map(|(_, head)| head).collect()
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_that_other_back_ends_answer() {
+        // SPDK's answer for one queue of 128 descriptors.
+        assert_eq!(InflightMap::queue_bytes(128), 2112);
+        assert_eq!(InflightMap::queue_bytes(1), 64);
+        assert_eq!(InflightMap::queue_bytes(3), 64);
+        assert_eq!(InflightMap::queue_bytes(4), 128);
+    }
+
+    #[test]
+    fn every_byte_is_where_the_specification_has_it() {
+        let mut driver = Driver::new(4, FEATURE_INDIRECT, 500);
+        let map = record(1, 4);
+        let setup = QueueSetup { inflight: map.queue(0), ..driver.setup(500) };
+        let mut device = Device::new(&driver, setup);
+        for _ in 0..3 {
+            driver.add(&plan()).unwrap();
+        }
+        device.take(&driver, 8);
+        device.complete(2);
+        device.complete(0);
+        let mut expected = vec![0u8; 128];
+        expected[8] = 1; // version
+        expected[10] = 4; // desc_num
+        expected[12..16].copy_from_slice(&[0, 0, 0xf4, 0x01]); // last_batch_head 0, used_idx 500
+        for (head, next, counter) in [(0, 2, 0), (1, 0, 1), (2, 0, 2)] {
+            let at = 16 + 16 * head;
+            expected[at] = 1;
+            expected[at + 6] = next;
+            expected[at + 8] = counter;
+        }
+        assert_eq!(Foreign::of(&map).0, expected);
+        let _ = device.queue.publish();
+        expected[14..16].copy_from_slice(&[0xf6, 0x01]); // used_idx 502
+        expected[16] = 0;
+        expected[16 + 32] = 0;
+        assert_eq!(Foreign::of(&map).0, expected);
+        assert_eq!(driver.reap(), [3, 1]);
+    }
+
+    #[test]
+    fn libvhost_user_would_resubmit_the_same_in_the_same_order() {
+        let mut driver = Driver::new(8, FEATURE_INDIRECT, 65533);
+        let map = record(1, 8);
+        let setup = |driver: &Driver| QueueSetup { inflight: map.queue(0), ..driver.setup(65533) };
+        let mut device = Device::new(&driver, setup(&driver));
+        for _ in 0..8 {
+            driver.add(&plan()).unwrap();
+        }
+        device.take(&driver, 8);
+        for which in [5, 0] {
+            device.complete(which);
+            let _ = device.queue.publish();
+        }
+        driver.reap();
+        for _ in 0..2 {
+            driver.add(&plan()).unwrap();
+        }
+        device.take(&driver, 1);
+        // One is completed and not published: it is still in flight.
+        device.complete(3);
+        let foreign = Foreign::of(&map).resubmit(65533u16.wrapping_add(2));
+        let mut next = Device::new(&driver, setup(&driver));
+        assert_eq!(next.queue.recovered(), 7);
+        let ids = next.take(&driver, 4);
+        assert!(next.batch.is_recovered());
+        assert_eq!(ids, [2, 3, 4, 5]);
+        // Given back, they come again.
+        next.queue.give_back(&mut next.batch, 3);
+        next.pending.truncate(1);
+        assert_eq!(next.take(&driver, 8), [3, 4, 5, 7, 8, 9]);
+        let heads: Vec<u16> = next.pending.iter().map(|p| p.0).collect();
+        assert_eq!(heads, foreign);
+        // Only then something new.
+        assert_eq!(next.take(&driver, 8), [10]);
+        next.complete_all();
+        let _ = next.queue.publish();
+        assert_eq!(driver.reap(), [2, 3, 4, 5, 7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn a_fresh_record_on_a_used_ring_loses_nothing_at_the_first_crash() {
+        let mut driver = Driver::new(8, FEATURE_INDIRECT, 500);
+        let map = record(1, 8);
+        let setup = |driver: &Driver| QueueSetup { inflight: map.queue(0), ..driver.setup(500) };
+        let mut device = Device::new(&driver, setup(&driver));
+        driver.add(&plan()).unwrap();
+        driver.add(&plan()).unwrap();
+        assert_eq!(device.take(&driver, 8), [1, 2]);
+        let mut device = Device::new(&driver, setup(&driver));
+        assert_eq!(device.take(&driver, 8), [1, 2]);
+        device.complete_all();
+        let _ = device.queue.publish();
+        assert_eq!(driver.reap(), [1, 2]);
+    }
+
+    #[test]
+    fn a_record_that_does_not_fit_or_is_too_new_is_refused() {
+        let driver = Driver::new(8, 0, 0);
+        let attach = |map: &Arc<InflightMap>| {
+            let setup = QueueSetup { inflight: map.queue(0), ..driver.setup(0) };
+            super::super::SplitQueue::new(Arc::clone(&driver.memory), setup).unwrap_err()
+        };
+        assert_eq!(attach(&record(1, 4)), RingError::Record { record: 4, size: 8 });
+        let map = record(1, 8);
+        // SAFETY: inside the mapping, aligned to 2.
+        unsafe { map.map.as_ptr().add(8).cast::<u16>().write(2) };
+        assert_eq!(attach(&map), RingError::RecordVersion(2));
+        assert!(map.queue(1).is_none());
+        let (fd, bytes) = InflightMap::create(2, 8).unwrap();
+        let options = MappingOptions { require_sealed: true, watch: Watch::new() };
+        let map = |offset, bytes, queues, size| {
+            InflightMap::map(fd.as_fd(), offset, bytes, queues, size, &options)
+        };
+        assert!(map(0, bytes, 2, 8).is_ok());
+        assert!(map(0, bytes - 1, 2, 8).is_err());
+        assert!(map(4, bytes, 1, 8).is_err());
+        assert!(map(4096, bytes, 2, 8).is_err());
+        assert!(map(u64::MAX - 7, bytes, 2, 8).is_err());
+        assert!(map(0, u64::MAX, u16::MAX, u16::MAX).is_err());
+    }
+
+    #[test]
+    fn a_record_full_of_nonsense_recovers_without_harm() {
+        for seed in 0..200u64 {
+            let driver = Driver::new(8, 0, 0);
+            let map = record(1, 8);
+            let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+            for i in 0..map.map.len() {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                // SAFETY: inside the mapping.
+                unsafe { map.map.as_ptr().add(i).write((x % 11) as u8) };
+            }
+            // SAFETY: inside the mapping, aligned to 2.
+            unsafe { map.map.as_ptr().add(8).cast::<u16>().write(1) };
+            let setup = QueueSetup { inflight: map.queue(0), ..driver.setup(0) };
+            let queue = super::super::SplitQueue::new(Arc::clone(&driver.memory), setup).unwrap();
+            assert!(queue.recovered() <= 8);
+        }
+    }
+}

@@ -44,3 +44,9 @@ pub const FEATURE_INDIRECT: u64 = 1 << 28;
 pub const FEATURE_EVENT_IDX: u64 = 1 << 29;
 /// VIRTIO_F_VERSION_1 as a feature bit mask.
 pub const FEATURE_VERSION_1: u64 = 1 << 32;
+#[doc(hidden)]
+pub mod fuzz;
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod tests;

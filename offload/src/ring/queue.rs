@@ -205,13 +205,11 @@ impl SplitQueue {
         if ahead == 0 {
             return Ok(0);
         }
-        if ahead > self.size - self.outstanding.min(self.size) {
-            return Err(RingError::AvailableIndex {
-                available,
-                ahead,
-                outstanding: self.outstanding,
-                size: self.size,
-            });
+        // To the driver, what is not published is still taken.
+        let taken = self.outstanding + self.completed;
+        if ahead > self.size - taken {
+            let (outstanding, size) = (taken, self.size);
+            return Err(RingError::AvailableIndex { available, ahead, outstanding, size });
         }
         let count = usize::from(ahead).min(max);
         for i in 0..count {
