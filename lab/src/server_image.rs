@@ -1,0 +1,157 @@
+//! What a server boots: Debian's kernel, an initial RAM file system with busybox, the agent and kernel modules, our
+//! binaries on top of it, and a read-only disk with the guests' files and other programs.
+//!
+//! The RAM file system is two archives: one that changes rarely and is cached, one with the binaries of the last build.
+
+use crate::cache::Cache;
+use crate::error::{Attempt, Result};
+use crate::guest_image::GuestImage;
+use crate::host;
+use crate::kernel::Kernel;
+use crate::tree::Tree;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What servers load; KVM only for the processor they have.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_net",
+    "virtio-rng",
+    "kvm-amd",
+    "kvm-intel",
+    "tun",
+    "vhost_net",
+    "vxlan",
+    "overlay",
+];
+
+/// What to put into a server beside its own system.
+#[derive(Debug, Clone, Default)]
+pub struct Contents {
+    /// Programs of the last build, for `/usr/bin`.
+    pub binaries: Vec<PathBuf>,
+    /// Programs of this machine, for `/opt/bin`, with their libraries.
+    pub programs: Vec<PathBuf>,
+    /// Files of this machine, and where they go below `/opt`.
+    pub files: Vec<(PathBuf, String)>,
+}
+
+/// The files that QEMU starts a server from.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerImage {
+    /// The bzImage.
+    pub kernel: PathBuf,
+    /// The archive that changes rarely.
+    pub base: PathBuf,
+    /// The archive with our binaries.
+    pub binaries: PathBuf,
+    /// The read-only disk, mounted at `/opt`.
+    pub disk: PathBuf,
+}
+
+impl ServerImage {
+    /// Builds what is not in the cache. `lab` is the program that becomes the agent.
+    pub fn build(cache: &Cache, lab: &Path, contents: &Contents) -> Result<Self> {
+        let kernel = Kernel::debian(cache)?;
+        let busybox = busybox(cache)?;
+        let guest = GuestImage::build(cache, &kernel, &busybox, lab)?;
+        Ok(Self {
+            base: base(cache, &kernel, &busybox, lab)?,
+            binaries: binaries(cache, &contents.binaries)?,
+            disk: disk(cache, &guest, contents)?,
+            kernel: kernel.image,
+        })
+    }
+
+    /// Joins the two archives into the one file that QEMU takes.
+    pub fn join(&self, to: &Path) -> Result<()> {
+        let wrong = || format!("write {}", to.display());
+        let mut out = fs::File::create(to).attempt(wrong)?;
+        for part in [&self.base, &self.binaries] {
+            let mut part = fs::File::open(part).attempt(|| format!("read {}", part.display()))?;
+            io::copy(&mut part, &mut out).attempt(wrong)?;
+        }
+        Ok(())
+    }
+}
+
+/// Debian's statically linked busybox.
+fn busybox(cache: &Cache) -> Result<PathBuf> {
+    let folder = cache.entry("busybox", "debian-static", |folder| {
+        host::unpack_package("busybox-static", folder)
+    })?;
+    let usual = folder.join("bin/busybox");
+    Ok(if usual.exists() { usual } else { folder.join("usr/bin/busybox") })
+}
+
+/// A program without its debug information, which would only cost memory in a server.
+pub(crate) fn stripped(cache: &Cache, program: &Path) -> Result<PathBuf> {
+    let mut tree = Tree::new();
+    let key = format!("{:016x}", tree.file("x", program, 0o755).fingerprint()?);
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    cache.entry(&format!("stripped-{name}"), &key, |path| {
+        host::run(host::program("strip").arg("--strip-debug").arg("-o").arg(path).arg(program))?;
+        Ok(())
+    })
+}
+
+fn base(cache: &Cache, kernel: &Kernel, busybox: &Path, lab: &Path) -> Result<PathBuf> {
+    let mut tree = Tree::new();
+    tree.file("bin/busybox", busybox, 0o755)
+        .symlink("bin/sh", "busybox")
+        .bytes("init", include_str!("../init/server.sh"), 0o755)
+        .bytes("etc/inittab", include_str!("../init/server.inittab"), 0o644)
+        .bytes("etc/passwd", "root::0:0:root:/root:/bin/sh\n", 0o644)
+        .bytes("etc/group", "root:x:0:\n", 0o644)
+        .directory("root")
+        .character_device("dev/console", 5, 1);
+    add_modules(&mut tree, kernel, MODULES)?;
+    tree.program("bin/bixi-lab", &stripped(cache, lab)?, "")?;
+    let key = format!("{:016x}", tree.fingerprint()?);
+    cache.entry("server", &key, |path| tree.write_archive(path))
+}
+
+fn binaries(cache: &Cache, binaries: &[PathBuf]) -> Result<PathBuf> {
+    let mut tree = Tree::new();
+    for binary in binaries {
+        let name = binary.file_name().unwrap_or_default().to_string_lossy();
+        tree.program(&format!("usr/bin/{name}"), &stripped(cache, binary)?, "")?;
+    }
+    let key = format!("{:016x}", tree.fingerprint()?);
+    cache.entry("binaries", &key, |path| tree.write_archive(path))
+}
+
+fn disk(cache: &Cache, guest: &GuestImage, contents: &Contents) -> Result<PathBuf> {
+    let mut tree = Tree::new();
+    tree.file("guest/bzImage", &guest.kernel, 0o644).file("guest/vmlinux", &guest.elf, 0o644).file(
+        "guest/initrd",
+        &guest.initrd,
+        0o644,
+    );
+    for program in &contents.programs {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        tree.program(&format!("bin/{name}"), program, "")?;
+    }
+    for (file, name) in &contents.files {
+        tree.file(name, file, 0o644);
+    }
+    let key = format!("{:016x}", tree.fingerprint()?);
+    cache.entry("disk", &key, |path| {
+        host::say("writing the servers' disk of programs and guest files");
+        tree.write_ext4(path)
+    })
+}
+
+/// Adds kernel modules and the file that says in which order they load.
+pub(crate) fn add_modules(tree: &mut Tree, kernel: &Kernel, wanted: &[&str]) -> Result<()> {
+    let mut order = String::new();
+    for (module, path) in kernel.modules(wanted)? {
+        tree.file(&format!("lib/modules/{module}.ko"), path, 0o644);
+        order.push_str(&module);
+        order.push('\n');
+    }
+    tree.bytes("lib/modules/order", order, 0o644);
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! One server: a QEMU process, its disks and its console.
+
+use super::network::tap;
+use crate::error::{Attempt, Result};
+use crate::host;
+use crate::plan::{Plan, UNDERLAY_MTU, octet};
+use crate::tree::make_ext4;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+/// A running QEMU.
+pub(super) struct Machine {
+    handle: OwnedFd,
+}
+
+/// Waits for a QEMU's end; there is one for each.
+pub(super) struct Watch {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Machine {
+    /// Starts server `number` with an empty scratch disk.
+    pub fn start(plan: &Plan, folder: &Path, number: usize) -> Result<(Self, Watch)> {
+        fs::create_dir_all(folder).attempt(|| format!("make {}", folder.display()))?;
+        let scratch = folder.join("scratch.img");
+        make_ext4(&scratch, u64::from(plan.scratch_gib) << 30, None)?;
+        let log = folder.join("qemu.log");
+        let log = fs::File::create(&log).attempt(|| format!("write {}", log.display()))?;
+        // QEMU makes its sockets in its working folder: a path of any length fits.
+        let mut command = host::program("qemu-system-x86_64");
+        command
+            .args(arguments(plan, number))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().attempt(|| "share a log".to_owned())?)
+            .stderr(log);
+        let child = command.spawn().attempt(|| "start qemu-system-x86_64".to_owned())?;
+        let handle = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+            .attempt(|| "watch QEMU".to_owned())?;
+        Ok((Self { handle }, Watch { child, folder: folder.to_owned() }))
+    }
+
+    /// Cuts its power.
+    pub fn kill(&self) {
+        // It may have ended by itself.
+        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
+    }
+}
+
+impl Watch {
+    /// Waits for the end; the last the server said.
+    pub fn wait(mut self) -> String {
+        let how = self.child.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+        format!("QEMU ended ({how}): {}", last_words(&self.folder))
+    }
+}
+
+/// The last QEMU and the server's kernel said.
+pub(super) fn last_words(folder: &Path) -> String {
+    let read = |name: &str| {
+        let bytes = fs::read(folder.join(name)).unwrap_or_default();
+        host::tail(&String::from_utf8_lossy(&bytes))
+    };
+    format!("{} {}", read("qemu.log"), read("console.log")).trim().to_owned()
+}
+
+fn arguments(plan: &Plan, number: usize) -> Vec<String> {
+    let command_line = format!(
+        // Without tsc=reliable an emulated server's clock is HPET, and its KVM has no master clock. Each character on
+        // the serial port is an exit: quiet.
+        "console=ttyS0 quiet tsc=reliable panic=-1 bixi.server={number} \
+         bixi.underlay-mtu={UNDERLAY_MTU}"
+    );
+    let fixed = format!(
+        "-name bixi-server-{number} -machine q35 -smp {cpus} -m {memory} -nodefaults \
+         -no-user-config -display none -no-reboot -device virtio-rng-pci \
+         -chardev socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log \
+         -serial chardev:console \
+         -device virtio-blk-pci,drive=scratch -device virtio-blk-pci,drive=programs",
+        cpus = plan.cpus,
+        memory = plan.memory_mib,
+    );
+    let mut arguments: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
+    arguments.extend(plan.processor.iter().cloned());
+    let mut add = |option: &str, value: String| {
+        arguments.push(option.to_owned());
+        arguments.push(value);
+    };
+    add("-kernel", plan.kernel.display().to_string());
+    add("-initrd", plan.initrd.display().to_string());
+    add("-append", command_line);
+    // The scratch disk lives no longer than the rack: nothing has to reach the medium.
+    let scratch = "if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=scratch.img";
+    add("-drive", scratch.to_owned());
+    let programs = plan.disk.display().to_string().replace(',', ",,");
+    add("-drive", format!("if=none,id=programs,format=raw,readonly=on,file={programs}"));
+    for (index, (network, mtu)) in [("mgmt", 1500), ("under", UNDERLAY_MTU)].iter().enumerate() {
+        let name = tap(network, number);
+        add("-netdev", format!("tap,id={network},ifname={name},script=no,downscript=no"));
+        let mac = format!("52:54:00:b1:{index:02x}:{:02x}", octet(number));
+        let device = format!("virtio-net-pci,netdev={network},mac={mac},host_mtu={mtu},romfile=");
+        add("-device", device);
+    }
+    arguments
+}
