@@ -7,10 +7,18 @@
 //! [`memory`], the board and its devices. vCPU threads call devices through [`bus`]; devices interrupt the guest
 //! through [`interrupts`].
 
+pub mod board;
 pub mod bus;
+pub mod console;
 pub mod device;
+pub mod doorbell;
 pub mod interrupts;
 pub mod kvm;
+pub mod log_limit;
+pub mod machine;
 pub mod memory;
+#[doc(hidden)]
+pub mod microguest;
 pub mod pci;
+pub mod vcpu;
 pub mod virtio;

@@ -6,7 +6,9 @@
 //!
 //! The driver makes it; devices and front ends share it by reference.
 
+use crate::device::RestoreError;
 use bixi_api::compute::PageSize;
+use bixi_api::state::{Declared, Movable, Payload};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::io;
@@ -128,5 +130,62 @@ impl GuestRam {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+/// The layout of guest memory as it travels; what is in it travels another way.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MemoryState {
+    /// The pieces, lowest address first.
+    #[prost(message, repeated, tag = "1")]
+    pub regions: Vec<RegionState>,
+}
+
+/// One piece of guest memory.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct RegionState {
+    /// Its first guest-physical address.
+    #[prost(uint64, tag = "1")]
+    pub guest_address: u64,
+    /// Its size in bytes.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    /// Where it begins in the memfd, in bytes.
+    #[prost(uint64, tag = "3")]
+    pub file_offset: u64,
+}
+
+/// The kind of this state.
+const KIND: &str = "memory";
+const VERSION: u32 = 1;
+
+impl GuestRam {
+    fn layout(&self) -> MemoryState {
+        let regions = self.regions.iter().map(|region| RegionState {
+            guest_address: region.guest_address,
+            size: region.size,
+            file_offset: region.file_offset,
+        });
+        MemoryState { regions: regions.collect() }
+    }
+
+    /// Checks that a machine with memory of that layout can go on with this memory.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check(&self, payload: &Payload) -> Result<(), RestoreError> {
+        let theirs: MemoryState = payload.read(KIND, VERSION)?;
+        if theirs == self.layout() {
+            return Ok(());
+        }
+        let what =
+            format!("another layout: {:?}, here {:?}", theirs.regions, self.layout().regions);
+        Err(RestoreError::Value { device: KIND.to_owned(), what })
+    }
+}
+
+impl Movable for GuestRam {
+    fn declare(&self) -> Declared {
+        Declared::State(Payload::new(KIND, VERSION, &self.layout()))
     }
 }

@@ -3,9 +3,15 @@
 //! [`Vm`] is shared by reference: the driver, the interrupt table and devices call it; every method is one or two
 //! system calls and safe from any thread.
 
+pub mod chips;
+pub mod cpuid;
+pub mod host;
+pub mod msr;
+
 use crate::memory::GuestRam;
+use host::{Capabilities, Host};
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use std::io;
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
@@ -38,6 +44,7 @@ impl<T> Refused<T> for Result<T, kvm_ioctls::Error> {
 #[derive(Debug)]
 pub struct Vm {
     fd: VmFd,
+    capabilities: Capabilities,
     /// Held so that the mappings behind the slots outlive the VM.
     ram: Arc<GuestRam>,
 }
@@ -47,8 +54,8 @@ impl Vm {
     ///
     /// # Errors
     /// KVM refuses a step; the error names it.
-    pub fn new(kvm: &Kvm, ram: Arc<GuestRam>) -> Result<Self, KvmError> {
-        let fd = kvm.create_vm().refused("create a VM")?;
+    pub fn new(host: &Host, ram: Arc<GuestRam>) -> Result<Self, KvmError> {
+        let fd = host.kvm().create_vm().refused("create a VM")?;
         fd.set_identity_map_address(0xfeff_c000).refused("place the identity map")?;
         fd.set_tss_address(0xfeff_d000).refused("place the task state segment")?;
         fd.create_irq_chip().refused("create the interrupt controllers")?;
@@ -69,13 +76,19 @@ impl Vm {
             // do not overlap.
             unsafe { fd.set_user_memory_region(slot) }.refused("map guest memory")?;
         }
-        Ok(Self { fd, ram })
+        Ok(Self { fd, capabilities: *host.capabilities(), ram })
     }
 
     /// The descriptor, for calls that this type does not wrap.
     #[must_use]
     pub fn fd(&self) -> &VmFd {
         &self.fd
+    }
+
+    /// What this host's KVM has beyond what is needed.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
 
     /// The memory in the VM's slots.
