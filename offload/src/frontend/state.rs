@@ -195,6 +195,27 @@ impl FrontSession {
         Ok(session)
     }
 
+    /// Whether the descriptors that the state needs are there.
+    pub(super) fn check_descriptors(
+        &self,
+        record: bool,
+        log: bool,
+        memory: impl Fn(u32) -> bool,
+        ring: impl Fn(u16) -> bool,
+    ) -> Result<(), RestoreError> {
+        let rings = self.activation().map_or(&[][..], Activation::rings);
+        let missing = [
+            (self.record.is_some() && !record, "in-flight record: its descriptor is missing"),
+            (self.log.is_some() && !log, "log: its descriptor is missing"),
+            (!self.memory.iter().all(|region| memory(region.slot)), "region: its file is missing"),
+            (!rings.iter().all(|told| ring(told.index)), "ring: its eventfds are missing"),
+        ];
+        match missing.iter().find(|(missing, _)| *missing) {
+            Some((_, field)) => Err(RestoreError::Field(field)),
+            None => Ok(()),
+        }
+    }
+
     /// Takes up a steady conversation.
     fn resume(&mut self, state: &ConversationState) -> Result<(), RestoreError> {
         if state.config.len() > CONFIG_LIMIT as usize {
