@@ -6,7 +6,7 @@
 //! | `GET /v1/disks` | | `[`[`DiskDescription`]`]` |
 //! | `POST /v1/disks` | [`DiskCreate`] | [`DiskDescription`] |
 //! | `GET /v1/disks/{id}` | | [`DiskDescription`] |
-//! | `DELETE /v1/disks/{id}` | | `null` |
+//! | `DELETE /v1/disks/{id}` | | `null`; ends the creation of a disk that is being made |
 //! | `PUT /v1/disks/{id}/attachment` | [`DiskAttach`] | [`DiskDescription`] |
 //! | `DELETE /v1/disks/{id}/attachment` | | [`DiskDescription`] |
 
@@ -80,6 +80,22 @@ pub struct DiskDescription {
     pub epoch: u64,
     /// How it is served, if it is.
     pub attachment: Option<AttachmentDescription>,
+    /// How far its creation is, while it is being made; size and epoch are 0 until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub creation: Option<DiskCreation>,
+    /// Why it cannot be used, if it cannot; size and epoch are 0 then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}
+
+/// How far the creation of a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskCreation {
+    /// Bytes of the image gone through.
+    pub done: u64,
+    /// Bytes of the image.
+    pub total: u64,
 }
 
 /// How a disk is served now.
@@ -90,6 +106,9 @@ pub struct AttachmentDescription {
     pub attach: DiskAttach,
     /// Whether this process holds the writer lock; until then rings stand still.
     pub locked: bool,
+    /// What the writer lock is waited for, while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
     /// Whether a front end is connected.
     pub connected: bool,
     /// Why the last session was ended by this side, if it was.
