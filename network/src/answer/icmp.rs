@@ -37,7 +37,7 @@ pub fn too_big(
     let mut body = [0; 8];
     body[..2].copy_from_slice(&[3, 4]);
     body[6..].copy_from_slice(&mtu.to_be_bytes());
-    let sum = checksum::Sum::default().add(&body).add(quoted).finish();
+    let sum = checksum::Sum::default().with(&body).with(quoted).finish();
     body[2..4].copy_from_slice(&sum.to_be_bytes());
 
     push_ethernet(out, parsed.source, parsed.destination, packet::IPV4);

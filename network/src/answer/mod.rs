@@ -49,8 +49,8 @@ fn push_udp(out: &mut Vec<u8>, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), paylo
     header[4..6].copy_from_slice(&length.to_be_bytes());
     let sum = checksum::Sum::default()
         .pseudo(from.0, to.0, packet::UDP, length)
-        .add(&header)
-        .add(payload)
+        .with(&header)
+        .with(payload)
         .finish();
     // To UDP, zero would mean that there is no checksum.
     let sum = if sum == 0 { 0xffff } else { sum };

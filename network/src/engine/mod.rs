@@ -12,7 +12,7 @@
 //! Nothing is learnt from packets.
 //!
 //! Invariants: an action depends only on the key and the segment's view, so that a remembered one is the one that would
-//! be decided; a port's flows take room from no other port. Called by [`crate::port`] and [`crate::underlay`].
+//! be decided; a port's flows take room from no other port. Called by [`crate::switch`].
 
 pub mod action;
 pub mod flow;

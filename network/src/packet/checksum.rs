@@ -16,7 +16,7 @@ pub struct Sum {
 impl Sum {
     /// Adds the next bytes.
     #[must_use]
-    pub fn add(mut self, bytes: &[u8]) -> Self {
+    pub fn with(mut self, bytes: &[u8]) -> Self {
         let mut bytes = bytes;
         if self.odd {
             let Some((first, rest)) = bytes.split_first() else { return self };
@@ -46,7 +46,7 @@ impl Sum {
         length: u16,
     ) -> Self {
         let [a, b] = length.to_be_bytes();
-        self.add(&source.octets()).add(&destination.octets()).add(&[0, protocol, a, b])
+        self.with(&source.octets()).with(&destination.octets()).with(&[0, protocol, a, b])
     }
 
     /// The sum folded to 16 bits, not complemented.
@@ -68,7 +68,7 @@ impl Sum {
 pub fn write_ipv4(header: &mut [u8]) {
     if let Some(field) = header.get_mut(10..12) {
         field.fill(0);
-        let sum = Sum::default().add(header).finish();
+        let sum = Sum::default().with(header).finish();
         header[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 }
@@ -79,7 +79,7 @@ pub fn complete(frame: &mut [u8], start: usize, offset: usize) -> bool {
     let Some(field) = start.checked_add(offset).filter(|at| at + 2 <= frame.len()) else {
         return false;
     };
-    let sum = Sum::default().add(&frame[start..]).finish();
+    let sum = Sum::default().with(&frame[start..]).finish();
     // Zero means "no checksum" to UDP; its complement is the same number. To all other protocols both are right.
     let sum = if sum == 0 { 0xffff } else { sum };
     frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
@@ -95,7 +95,7 @@ pub fn transport_is_right(frame: &[u8], ipv4: &Ipv4) -> bool {
     }
     let length = transport.len() as u16;
     let sum = Sum::default().pseudo(ipv4.source, ipv4.destination, ipv4.protocol, length);
-    sum.add(transport).finish() == 0
+    sum.with(transport).finish() == 0
 }
 
 #[cfg(test)]
@@ -112,8 +112,8 @@ mod tests {
         ) {
             let theirs = Sum16BitWords::new().add_slice(&bytes).ones_complement().to_be();
             let (a, b) = bytes.split_at(cut.min(bytes.len()));
-            prop_assert_eq!(Sum::default().add(&bytes).finish(), theirs);
-            prop_assert_eq!(Sum::default().add(a).add(b).finish(), theirs);
+            prop_assert_eq!(Sum::default().with(&bytes).finish(), theirs);
+            prop_assert_eq!(Sum::default().with(a).with(b).finish(), theirs);
         }
 
         #[test]

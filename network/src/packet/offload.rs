@@ -56,6 +56,10 @@ pub mod feature {
     pub const VERSION_1: u64 = 1 << 32;
 }
 
+/// The most segments that one frame is cut into: enough for the longest with a maximum segment size of 128 bytes, few
+/// enough that one guest's frames do not keep a worker for long.
+const SEGMENT_LIMIT: usize = 512;
+
 /// Bytes of the header under these negotiated features.
 pub fn header_length(features: u64) -> usize {
     if features & (feature::MRG_RXBUF | feature::VERSION_1) != 0 { HEADER } else { LEGACY_HEADER }
@@ -203,6 +207,7 @@ fn read_segmentation(
     let headers = ipv4.transport() + usize::from(ipv4.tcp_header);
     let sound = gso & !GSO_ECN == GSO_TCPV4
         && features & wanted == wanted
+        && usize::from(size) * SEGMENT_LIMIT >= length
         && size > 0
         && ipv4.protocol == TCP
         && ipv4.tcp_header != 0
@@ -277,6 +282,7 @@ mod tests {
             (header(1, 0, 0, 0, 0xffff, 0xffff), "field far past the end"),
             (header(1, 0, 0, 0, 4, 6), "a sum over the Ethernet header"),
             (header(1, 1, 54, 0, 34, 16), "no payload in a segment"),
+            (header(1, 1, 54, 7, 34, 16), "a flood of segments"),
             (header(0, 1, 54, 1448, 34, 16), "segmentation without checksum"),
             (header(1, 1, 54, 1448, 34, 6), "another field than TCP's"),
             (header(1, 1, 54, 1448, 14, 16), "another start than TCP's"),

@@ -94,8 +94,8 @@ impl<'a> Segments<'a> {
         let length = (tcp.len() + payload.len()) as u16;
         let sum = Sum::default()
             .pseudo(address(ip, 12), address(ip, 16), TCP, length)
-            .add(tcp)
-            .add(&frame[payload.clone()])
+            .with(tcp)
+            .with(&frame[payload.clone()])
             .finish();
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
     }

@@ -1,0 +1,181 @@
+//! The switch: what a worker thread does with the queues of all ports, and with the underlay.
+//!
+//! ```text
+//! guest's transmit queue ─ take 32 ─► burst: read heads, parse, find flows, decide
+//! underlay's sockets ── receive ────►   │ each frame has a fate
+//!                                       ├─► receive   into a guest's buffers, all for one queue at a time
+//!                                       ├─► tunnel    staged, sent in few system calls
+//!                                       └─► answer    ARP, DHCP, too big: back to the port that asked
+//! ```
+//!
+//! One worker owns all ports of a process in this release: whatever goes from port to port stays on one core, and nothing
+//! here is shared. More workers will each own some ports and pass frames by rings between them.
+//!
+//! Invariants: no lock, allocation or system call per frame (a call to a guest, and sending or receiving datagrams, are
+//! one for each batch); a frame's head is read from guest memory once, and decisions are made on that copy alone; the
+//! payload is copied once, from guest to guest. Nothing that a guest sends ends anything but its own session.
+//!
+//! Called by [`bixi_offload::worker`]; told what to do by [`crate::service`] through [`Command`]s.
+
+mod answers;
+mod burst;
+pub mod counters;
+pub mod frame;
+mod ports;
+mod receive;
+mod software;
+mod transmit;
+
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+mod tests;
+
+use crate::engine::flow::FlowTable;
+use crate::engine::view::{PortIndex, PortView, View};
+use crate::tables::lease::Leases;
+use crate::underlay::Underlay;
+use bixi_offload::card::DeviceId;
+use bixi_offload::ring::{Batch, SplitQueue};
+use bixi_offload::worker::{
+    Interest, Outbox, QueueFault, QueueKey, QueueSlot, Registry, WorkerService,
+};
+use burst::Burst;
+use counters::PortCounters;
+use ports::Ports;
+use std::sync::Arc;
+
+pub use burst::BATCH;
+
+/// What the driver tells the switch.
+#[derive(Debug)]
+pub enum Command {
+    /// A port exists from now on; its queues come after this.
+    AddPort(Box<NewPort>),
+    /// A port exists no longer; its queues have gone before this.
+    RemovePort(PortIndex),
+    /// This is known from now on.
+    View(Arc<View>),
+}
+
+/// A port to own.
+#[derive(Debug)]
+pub struct NewPort {
+    /// The device that its queues belong to.
+    pub device: DeviceId,
+    /// What the engine knows of it.
+    pub view: PortView,
+    /// Its flow cache.
+    pub flows: FlowTable,
+    /// Its leases, which the driver reads too.
+    pub leases: Arc<Leases>,
+    /// Its counters, which the driver reads.
+    pub counters: Arc<PortCounters>,
+}
+
+/// All ports, their queues, and room for the batch under way.
+#[derive(Debug)]
+pub struct Switch {
+    ports: Ports,
+    underlay: Option<Underlay>,
+    burst: Box<Burst>,
+    /// Chains of the guest that sends.
+    sent: Batch,
+    work: Work,
+}
+
+/// Room that a batch's frames share, and what time it is.
+#[derive(Debug)]
+struct Work {
+    /// Buffers of the guest that receives.
+    buffers: Batch,
+    /// A whole frame, where software must work on it.
+    staged: Vec<u8>,
+    /// An answer of the card.
+    answer: Vec<u8>,
+    /// Faults of queues that were found while somebody else's frames were given to them.
+    faults: Vec<(QueueSlot, QueueFault)>,
+    /// The time in ticks of a flow's last use.
+    now: u32,
+}
+
+impl Switch {
+    /// A switch without ports.
+    pub fn new(underlay: Option<Underlay>) -> Self {
+        Self {
+            ports: Ports::default(),
+            underlay,
+            burst: Burst::new(),
+            sent: Batch::new(BATCH),
+            work: Work {
+                buffers: Batch::new(receive::MERGE_LIMIT),
+                staged: Vec::with_capacity(frame::SPARE + frame::LONGEST),
+                answer: Vec::with_capacity(2048),
+                faults: Vec::new(),
+                now: ticks(),
+            },
+        }
+    }
+
+    fn tell_faults(&mut self, outbox: &mut Outbox<()>) {
+        for (slot, fault) in self.work.faults.drain(..) {
+            outbox.fault(slot, fault);
+        }
+    }
+}
+
+/// Time in sixty-fourths of a second since the machine started; goes around after two years. It goes on over restarts of
+/// the process, as the flows do.
+fn ticks() -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    (now.tv_sec as u32).wrapping_mul(64).wrapping_add((now.tv_nsec / 15_625_000) as u32)
+}
+
+impl WorkerService for Switch {
+    type Command = Command;
+    type Report = ();
+
+    fn start(&mut self, registry: &Registry<'_>) -> std::io::Result<()> {
+        self.underlay.as_ref().map_or(Ok(()), |underlay| registry.add(underlay.wakes()))
+    }
+
+    fn attach(&mut self, slot: QueueSlot, key: QueueKey, queue: SplitQueue) -> Interest {
+        self.ports.attach(slot, key, queue)
+    }
+
+    fn queue(&mut self, slot: QueueSlot) -> Option<&mut SplitQueue> {
+        self.ports.queue(slot)
+    }
+
+    fn detach(&mut self, slot: QueueSlot, outbox: &mut Outbox<()>) {
+        // Nothing is held between batches, so it can go at once.
+        if let Some(queue) = self.ports.detach(slot) {
+            outbox.detached(slot, queue);
+        }
+    }
+
+    fn command(&mut self, command: Command, _outbox: &mut Outbox<()>) {
+        match command {
+            Command::AddPort(port) => self.ports.add(*port),
+            Command::RemovePort(index) => self.ports.remove(index),
+            Command::View(view) => self.ports.see(view),
+        }
+    }
+
+    fn poll_queue(
+        &mut self,
+        slot: QueueSlot,
+        outbox: &mut Outbox<()>,
+    ) -> Result<usize, QueueFault> {
+        let done = self.transmit(slot)?;
+        self.tell_faults(outbox);
+        Ok(done)
+    }
+
+    fn poll(&mut self, outbox: &mut Outbox<()>) -> usize {
+        self.work.now = ticks();
+        let done = self.receive_from_underlay();
+        self.tell_faults(outbox);
+        done
+    }
+}

@@ -1,0 +1,141 @@
+//! The ports a worker owns, and where their queues are.
+//!
+//! Invariant: a queue that a port lists for receiving is attached and was not found broken.
+
+use super::NewPort;
+use super::counters::PortCounters;
+use crate::engine::flow::FlowTable;
+use crate::engine::view::{PortIndex, PortView, SegmentView, View};
+use crate::tables::lease::Leases;
+use bixi_offload::card::DeviceId;
+use bixi_offload::ring::SplitQueue;
+use bixi_offload::worker::{Interest, QueueKey, QueueSlot};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A port as its worker has it.
+#[derive(Debug)]
+pub struct Port {
+    pub view: PortView,
+    pub segment: Arc<SegmentView>,
+    pub flows: FlowTable,
+    pub leases: Arc<Leases>,
+    pub counters: Arc<PortCounters>,
+    device: DeviceId,
+    /// Its receive queues that run, in the order of their pairs.
+    receive: Vec<(u16, QueueSlot)>,
+}
+
+impl Port {
+    /// The receive queue for a flow with this hash: always the same while the same queues run, so that a flow keeps its
+    /// order.
+    #[inline]
+    pub fn receive_queue(&self, hash: u32) -> Option<QueueSlot> {
+        let index = (u64::from(hash) * self.receive.len() as u64) >> 32;
+        self.receive.get(index as usize).map(|(_, slot)| *slot)
+    }
+}
+
+/// A queue that is here.
+#[derive(Debug)]
+pub struct Attached {
+    pub queue: SplitQueue,
+    /// Whose it is; none when its port is not known.
+    pub port: Option<PortIndex>,
+    /// Its index in the device.
+    pub index: u16,
+}
+
+/// All ports and queues of a worker.
+#[derive(Debug, Default)]
+pub struct Ports {
+    list: Vec<Option<Port>>,
+    queues: Vec<Option<Attached>>,
+    pub view: Arc<View>,
+    devices: HashMap<DeviceId, PortIndex>,
+}
+
+impl Ports {
+    pub fn add(&mut self, new: NewPort) {
+        let NewPort { device, view, flows, leases, counters } = new;
+        let index = usize::from(view.index.0);
+        if self.list.len() <= index {
+            self.list.resize_with(index + 1, || None);
+        }
+        self.devices.insert(device, view.index);
+        let segment = self.segment(view.vni);
+        let receive = Vec::with_capacity(32);
+        self.list[index] = Some(Port { view, segment, flows, leases, counters, device, receive });
+    }
+
+    pub fn remove(&mut self, index: PortIndex) {
+        if let Some(port) = self.list.get_mut(usize::from(index.0)).and_then(Option::take) {
+            self.devices.remove(&port.device);
+        }
+    }
+
+    /// Uses a new view from the next frame on.
+    pub fn see(&mut self, view: Arc<View>) {
+        self.view = view;
+        for index in 0..self.list.len() {
+            let Some(vni) = self.list[index].as_ref().map(|port| port.view.vni) else { continue };
+            let segment = self.segment(vni);
+            if let Some(port) = &mut self.list[index] {
+                port.segment = segment;
+            }
+        }
+    }
+
+    fn segment(&self, vni: u32) -> Arc<SegmentView> {
+        self.view.segments.get(&vni).cloned().unwrap_or_else(|| SegmentView::empty(vni))
+    }
+
+    #[inline]
+    pub fn port(&self, index: PortIndex) -> Option<&Port> {
+        self.list.get(usize::from(index.0))?.as_ref()
+    }
+
+    #[inline]
+    pub fn port_mut(&mut self, index: PortIndex) -> Option<&mut Port> {
+        self.list.get_mut(usize::from(index.0))?.as_mut()
+    }
+
+    #[inline]
+    pub fn attached(&mut self, slot: QueueSlot) -> Option<&mut Attached> {
+        self.queues.get_mut(slot.0)?.as_mut()
+    }
+
+    pub fn attach(&mut self, slot: QueueSlot, key: QueueKey, queue: SplitQueue) -> Interest {
+        let port = self.devices.get(&key.device).copied();
+        if self.queues.len() <= slot.0 {
+            self.queues.resize_with(slot.0 + 1, || None);
+        }
+        self.queues[slot.0] = Some(Attached { queue, port, index: key.index });
+        // Virtio numbers the queues of pair n: receive 2n, transmit 2n + 1.
+        if key.index % 2 == 1 {
+            return Interest::Polled;
+        }
+        if let Some(port) = port.and_then(|port| self.port_mut(port)) {
+            port.receive.push((key.index / 2, slot));
+            port.receive.sort_unstable();
+        }
+        Interest::Passive
+    }
+
+    pub fn queue(&mut self, slot: QueueSlot) -> Option<&mut SplitQueue> {
+        Some(&mut self.attached(slot)?.queue)
+    }
+
+    /// Gives nothing more to a queue.
+    pub fn stop(&mut self, slot: QueueSlot) {
+        let port = self.queues.get(slot.0).and_then(|queue| queue.as_ref()?.port);
+        if let Some(port) = port.and_then(|port| self.port_mut(port)) {
+            port.receive.retain(|(_, other)| *other != slot);
+        }
+    }
+
+    pub fn detach(&mut self, slot: QueueSlot) -> Option<SplitQueue> {
+        self.stop(slot);
+        self.queues.get_mut(slot.0)?.take().map(|attached| attached.queue)
+    }
+}

@@ -1,0 +1,274 @@
+//! A burst on its way: what a guest sent, or what came from the underlay, to wherever each frame goes.
+
+use super::burst::{BATCH, Burst, Decider, Fate};
+use super::counters::{Refused, Tally};
+use super::frame::{LONGEST, Outgoing, Rest, SPARE};
+use super::ports::{Attached, Port, Ports};
+use super::receive::{Received, Receiver};
+use super::{Switch, Work, answers, software};
+use crate::engine::action::Reason;
+use crate::engine::policy::Ingress;
+use crate::engine::view::PortIndex;
+use crate::packet::offload::{Offload, header_length};
+use crate::underlay::{Batch as DatagramBatch, Target, Underlay};
+use bixi_offload::memory::GuestMemory;
+use bixi_offload::ring::{Batch, RingError};
+use bixi_offload::worker::{QueueFault, QueueSlot};
+use std::sync::Arc;
+
+/// Where the rests of a burst's frames are.
+trait Rests {
+    /// The rest of frame `index`, of whose bytes the burst has the first `head`.
+    fn rest(&self, index: usize, head: usize) -> Rest<'_>;
+}
+
+/// Chains of a guest.
+struct Chains<'a> {
+    batch: &'a Batch,
+    memory: &'a GuestMemory,
+    header: usize,
+}
+
+impl Rests for Chains<'_> {
+    #[inline]
+    fn rest(&self, index: usize, head: usize) -> Rest<'_> {
+        let chain = self.batch.chain(self.memory, index);
+        let behind = chain.and_then(|chain| chain.readable().split_at(self.header + head));
+        behind.map_or(Rest::NONE, |(_, rest)| Rest::Guest(rest))
+    }
+}
+
+impl Rests for DatagramBatch<'_> {
+    #[inline]
+    fn rest(&self, index: usize, head: usize) -> Rest<'_> {
+        Rest::Ours(self.frame(index).get(head..).unwrap_or(&[]))
+    }
+}
+
+impl Switch {
+    /// Moves what a guest's transmit queue has, one burst. Returns how many frames.
+    pub(super) fn transmit(&mut self, slot: QueueSlot) -> Result<usize, QueueFault> {
+        let Self { ports, underlay, burst, sent, work } = self;
+        let Some(Attached { queue, port, index }) = ports.attached(slot) else { return Ok(0) };
+        let (index, port) = (*index, *port);
+        let taken = queue.take(BATCH, sent).map_err(|error| QueueFault::Ring { index, error })?;
+        if taken == 0 {
+            return Ok(0);
+        }
+        let (memory, features) = (Arc::clone(queue.memory()), queue.features());
+        if let Some(port) = port {
+            let chains = Chains { batch: sent, memory: &memory, header: header_length(features) };
+            let mut tally = Tally::default();
+            read_chains(burst, &chains, features, &mut tally);
+            forward_from_port(ports, underlay.as_mut(), burst, work, &chains, port, &mut tally);
+        }
+        if let Some(Attached { queue, .. }) = ports.attached(slot) {
+            for chain in sent.chains(&memory) {
+                queue.complete(chain.head(), 0);
+            }
+            if queue.publish() {
+                queue.signal();
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Moves what the underlay's sockets have. Returns how many frames.
+    pub(super) fn receive_from_underlay(&mut self) -> usize {
+        let Self { ports, underlay: Some(underlay), burst, work, .. } = self else { return 0 };
+        if !underlay.is_due() {
+            return 0;
+        }
+        let Underlay { inbound, flows, counters, .. } = underlay;
+        let (mut tally, mut refused) = (Tally::default(), Refused::default());
+        let mut datagrams = inbound.receive();
+        while let Some((segment, batch)) = datagrams.next_batch(&ports.view, &mut refused) {
+            burst.clear();
+            for index in 0..batch.len() {
+                let frame = batch.frame(index);
+                burst.add(frame.len(), 0, 0, &mut tally, |to| {
+                    let n = to.len().min(frame.len());
+                    to[..n].copy_from_slice(&frame[..n]);
+                    n
+                });
+            }
+            let by = Decider { ingress: Ingress::Overlay, segment: &segment, flows, now: work.now };
+            decide(burst, by, &mut tally);
+            burst.choose_queues(ports);
+            for index in 0..burst.len() {
+                if let Fate::Receive(slot) = burst.item(index).fate {
+                    give_all(ports, burst, work, &batch, index, slot);
+                }
+            }
+        }
+        counters.add_received(&tally, &refused);
+        tally.frames as usize
+    }
+}
+
+/// Reads the heads of all chains.
+#[inline]
+fn read_chains(burst: &mut Burst, chains: &Chains<'_>, features: u64, tally: &mut Tally) {
+    burst.clear();
+    for chain in chains.batch.chains(chains.memory) {
+        let readable = chain.readable();
+        // One that is shorter than its header, or longer than any packet, is as malformed as an empty one.
+        let length = readable.len().saturating_sub(chains.header);
+        let length = if length > LONGEST { 0 } else { length };
+        burst.add(length, chains.header, features, tally, |to| readable.read(to));
+    }
+}
+
+#[inline]
+fn decide(burst: &mut Burst, mut by: Decider<'_>, tally: &mut Tally) {
+    let vni = match by.ingress {
+        Ingress::Port(_) => 0,
+        Ingress::Overlay => by.segment.vni,
+    };
+    for index in 0..burst.len() {
+        burst.look_ahead(index, by.flows, vni);
+    }
+    for index in 0..burst.len() {
+        burst.decide(index, &mut by, tally);
+    }
+}
+
+/// Sends the frames of a guest to wherever they go.
+#[inline]
+fn forward_from_port(
+    ports: &mut Ports,
+    mut underlay: Option<&mut Underlay>,
+    burst: &mut Burst,
+    work: &mut Work,
+    chains: &Chains<'_>,
+    from: PortIndex,
+    tally: &mut Tally,
+) {
+    let Some(Port { view, segment, flows, .. }) = ports.port_mut(from) else { return };
+    decide(burst, Decider { ingress: Ingress::Port(view), segment, flows, now: work.now }, tally);
+    burst.choose_queues(ports);
+    for index in 0..burst.len() {
+        match burst.item(index).fate {
+            Fate::Gone | Fate::Undecided | Fate::Local(_) => {}
+            Fate::Receive(slot) => give_all(ports, burst, work, chains, index, slot),
+            Fate::Tunnel(endpoint) => {
+                let target = ports.port(from).and_then(|port| {
+                    Some(Target { to: port.segment.endpoint(endpoint)?, vni: port.segment.vni })
+                });
+                match (&mut underlay, target) {
+                    (Some(underlay), Some(target)) => {
+                        tunnel(underlay, target, burst, work, chains, index);
+                    }
+                    _ => tally.drop(Reason::Underlay),
+                }
+            }
+            Fate::Answer(_) | Fate::TooBig => {
+                answer(ports, burst, work, chains, from, index, tally)
+            }
+        }
+    }
+    if let Some(underlay) = underlay {
+        let failed = underlay.flush();
+        tally.dropped[Reason::Underlay as usize] += failed;
+    }
+    if let Some(port) = ports.port(from) {
+        port.counters.add_sent(tally, port.flows.len());
+    }
+}
+
+/// Gives all frames of the burst that are for one receive queue to it, beginning with frame `first`.
+#[inline]
+fn give_all(
+    ports: &mut Ports,
+    burst: &mut Burst,
+    work: &mut Work,
+    rests: &impl Rests,
+    first: usize,
+    slot: QueueSlot,
+) {
+    let fate = Fate::Receive(slot);
+    let mut more = burst.count(first, fate);
+    let Some(Attached { queue, .. }) = ports.attached(slot) else { return };
+    let mut to = Receiver::new(queue, &mut work.buffers);
+    for index in first..burst.len() {
+        let item = burst.item(index);
+        if item.fate != fate {
+            continue;
+        }
+        more -= 1;
+        let head = burst.head(index);
+        let rest = rests.rest(index, head.len() - SPARE);
+        software::give(&mut to, Outgoing { head, rest }, &item.offload, more, &mut work.staged);
+        burst.done(index);
+    }
+    let finished = to.finish();
+    received(ports, work, slot, finished);
+}
+
+/// Counts what a guest received, and notes what its driver did wrong.
+#[inline]
+fn received(
+    ports: &mut Ports,
+    work: &mut Work,
+    slot: QueueSlot,
+    (received, result): (Received, Result<(), RingError>),
+) {
+    let Some(Attached { port, index, .. }) = ports.attached(slot) else { return };
+    let (port, index) = (*port, *index);
+    if let Some(port) = port.and_then(|port| ports.port(port)) {
+        port.counters.add_received(received.frames, received.bytes, received.no_buffer);
+    }
+    if let Err(error) = result {
+        ports.stop(slot);
+        work.faults.push((slot, QueueFault::Ring { index, error }));
+    }
+}
+
+/// Stages a frame for another server.
+fn tunnel(
+    underlay: &mut Underlay,
+    target: Target,
+    burst: &mut Burst,
+    work: &mut Work,
+    chains: &Chains<'_>,
+    index: usize,
+) {
+    let item = burst.item(index);
+    let head = burst.head(index);
+    let rest = chains.rest(index, head.len() - SPARE);
+    let frame = Outgoing { head, rest };
+    underlay.push(target, item.hash, &frame, &item.offload, &mut work.staged);
+}
+
+/// Lets the card answer a frame, back to the port that sent it.
+#[cold]
+fn answer(
+    ports: &mut Ports,
+    burst: &mut Burst,
+    work: &mut Work,
+    chains: &Chains<'_>,
+    from: PortIndex,
+    index: usize,
+    tally: &mut Tally,
+) {
+    let (fate, parsed) = (burst.item(index).fate, burst.frame(index));
+    let (Some(port), Some(parsed)) = (ports.port(from), parsed) else { return };
+    let head = burst.head(index);
+    let rest = chains.rest(index, head.len() - SPARE);
+    let Work { staged, answer, .. } = work;
+    Outgoing { head, rest }.stage(staged);
+    let frame = &staged[SPARE..];
+    let answered = match fate {
+        Fate::Answer(what) => answers::answer(port, what, frame, &parsed, answer, tally),
+        _ => {
+            tally.drop(Reason::TooBig);
+            answers::too_big(port, frame, &parsed, answer)
+        }
+    };
+    let Some(slot) = port.receive_queue(0).filter(|_| answered) else { return };
+    let Some(Attached { queue, .. }) = ports.attached(slot) else { return };
+    let mut to = Receiver::new(queue, &mut work.buffers);
+    to.give(Outgoing { head: &mut work.answer, rest: Rest::NONE }, &Offload::NONE, 0);
+    let finished = to.finish();
+    received(ports, work, slot, finished);
+}
