@@ -111,3 +111,6 @@ impl CardError {
         move |source| Self::System { what, source }
     }
 }
+
+#[cfg(test)]
+mod tests;

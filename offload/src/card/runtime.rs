@@ -3,7 +3,7 @@
 //! Tasks (one per listener, one per connection) and worker threads send into one inbox; [`Card::next`] takes from it
 //! and applies synchronously, so that all state has one owner.
 
-use super::shell::{Around, Connection, Shell};
+use super::shell::{Around, Connection, MEMORY_TAKEN, Shell};
 use super::{CardError, CardEvent, DeviceConfig, DeviceId, WorkerId, wire};
 use crate::vhost_user::{Event, Offer};
 use crate::worker::{Handle, Note, Order, QueueKey, WorkerConfig, WorkerService};
@@ -287,7 +287,7 @@ impl<S: WorkerService + 'static> Card<S> {
         };
         let broken: Vec<DeviceId> = self.devices.iter().filter_map(broken).collect();
         for device in broken {
-            let reason = "the front end took away memory that it had shared".to_owned();
+            let reason = MEMORY_TAKEN.to_owned();
             self.with_shell(device, |shell, around| shell.feed(Event::Fault(reason), around));
         }
     }

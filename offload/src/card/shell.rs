@@ -22,6 +22,9 @@ use std::sync::Arc;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+/// Why a session ends whose [`Watch`] broke.
+pub(super) const MEMORY_TAKEN: &str = "the front end took away memory that it had shared";
+
 /// A session and all that it has here.
 pub(super) struct Shell {
     key: DeviceId,
@@ -168,7 +171,9 @@ impl Shell {
         around: &mut Around<'_, S>,
     ) {
         if matches!(self.rings.get(usize::from(index)), Some(Ring::Running)) {
-            self.feed(Event::Fault(reason), around);
+            // A ring that reads as zeroes since its memory went looks broken in its own way: tell the cause.
+            let cause = if self.is_broken() { MEMORY_TAKEN.to_owned() } else { reason };
+            self.feed(Event::Fault(cause), around);
         }
     }
 
