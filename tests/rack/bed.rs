@@ -1,0 +1,121 @@
+//! The one rack of all tests: brought up by the first, reset before each, watched while one runs.
+
+use bixi_lab::{Acceleration, Config, Contents, Needed, Rack};
+use bixi_tests::Result;
+use libtest_mimic::{Completion, Failed};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A test that takes longer hangs; the whole run ends then, since the rack cannot be trusted any more.
+const LIMIT: Duration = Duration::from_secs(600);
+
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// What tests need beside what every rack needs.
+const PEERS: &[Needed] = &[("dpdk-testpmd", "dpdk-dev"), ("qemu-system-x86_64", "qemu-system-x86")];
+
+/// A test.
+pub struct Check {
+    /// Its name within its module.
+    pub name: &'static str,
+    /// Whether it runs only when slow ones are asked for.
+    pub slow: bool,
+    /// The test.
+    pub run: fn(&Rack) -> Result<()>,
+}
+
+static RACK: Mutex<Option<Rack>> = Mutex::new(None);
+
+fn rack() -> MutexGuard<'static, Option<Rack>> {
+    RACK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The rack, as tests get at it.
+pub struct Bed;
+
+impl Bed {
+    /// Runs one test in a rack that looks new.
+    pub fn run(check: &fn(&Rack) -> Result<()>) -> Result<Completion, Failed> {
+        if !is_root() {
+            return Ok(Completion::ignored_with("a rack needs root"));
+        }
+        let mut rack = rack();
+        let rack = match &mut *rack {
+            Some(rack) => rack,
+            none => none.insert(up().map_err(|e| e.to_string())?),
+        };
+        rack.reset().map_err(|e| e.to_string())?;
+        let (alive, watched) = mpsc::channel::<()>();
+        std::thread::spawn(move || {
+            if watched.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                println!("a test hangs: nothing came for {LIMIT:?}");
+                // The rack ends with this process.
+                std::process::exit(101);
+            }
+        });
+        let result = check(rack);
+        drop(alive);
+        match result {
+            Ok(()) => Ok(Completion::Completed),
+            Err(failure) => Err(format!("{failure}\n{}", logs(rack)).into()),
+        }
+    }
+
+    /// Ends the rack.
+    pub fn end() {
+        drop(rack().take());
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}
+
+fn up() -> Result<Rack> {
+    let state = Path::new(WORKSPACE).join(".lab/tests");
+    Rack::down(&state)?;
+    bixi_lab::ensure_programs(PEERS)?;
+    let mut config = Config::new(state)?;
+    config.cache = Path::new(WORKSPACE).join(".lab/cache");
+    add_peers(&mut config.contents);
+    let rack = Rack::up(&config)?;
+    println!("the rack is up: {}", Acceleration::of_this_machine().name());
+    Ok(rack)
+}
+
+/// Front ends that are not ours: QEMU with its firmware, DPDK's testpmd with its drivers.
+fn add_peers(contents: &mut Contents) {
+    contents.programs.extend(find(&["/usr/bin"], "qemu-system-x86_64"));
+    contents.programs.extend(find(&["/usr/bin"], "dpdk-testpmd"));
+    // testpmd loads its drivers by path: they lie beside it, whatever version their folder here names.
+    let drivers =
+        std::fs::read_dir("/usr/lib/x86_64-linux-gnu/dpdk").into_iter().flatten().flatten();
+    for folder in drivers.map(|entry| entry.path()) {
+        for driver in ["librte_net_virtio.so", "librte_mempool_ring.so"] {
+            contents.programs.extend(Some(folder.join(driver)).filter(|path| path.exists()));
+        }
+    }
+    let firmware = ["/usr/share/seabios", "/usr/share/qemu"];
+    for name in ["bios-256k.bin", "linuxboot_dma.bin", "kvmvapic.bin"] {
+        contents.files.extend(find(&firmware, name).map(|file| (file, format!("firmware/{name}"))));
+    }
+}
+
+fn find(folders: &[&str], name: &str) -> Option<PathBuf> {
+    folders.iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists())
+}
+
+/// What the servers' programs logged, and the last the kernels said.
+fn logs(rack: &Rack) -> String {
+    let mut text = String::new();
+    for server in rack.servers() {
+        let script = "for f in /run/bixi/log/* /run/bixi/vm/*/vmm.log; do \
+                      [ -s \"$f\" ] && echo \"== $f\" && tail -n 40 \"$f\"; done; \
+                      echo '== dmesg'; dmesg | tail -n 15";
+        let said = server.sh(script).unwrap_or_else(|e| e.to_string());
+        text.push_str(&format!("---- server-{}\n{said}\n", server.number()));
+    }
+    text
+}
