@@ -41,6 +41,8 @@ pub(super) struct Shell {
     log: Option<Arc<DirtyLog>>,
     inflight: Option<Arc<InflightMap>>,
     rings: Vec<Ring>,
+    /// What could not be done for the front end last; it was told no, but not why.
+    refused: Option<String>,
     /// The session is over; why, if this side ended it.
     ending: Option<Option<String>>,
 }
@@ -75,6 +77,7 @@ impl Shell {
             log: None,
             inflight: None,
             rings: std::iter::repeat_with(Ring::default).take(offer.queues.into()).collect(),
+            refused: None,
             ending: None,
         };
         shell.let_read();
@@ -118,9 +121,15 @@ impl Shell {
                 return;
             }
             let closed = matches!(event, Event::Closed);
+            match &event {
+                Event::Done(outcome) => self.refused = outcome.clone().err(),
+                Event::InflightMade(Err(reason)) => self.refused = Some(reason.clone()),
+                _ => {}
+            }
             for action in self.session.step(around.offer, event) {
                 match action {
-                    Action::End(reason) => self.end((!closed).then_some(reason), around),
+                    Action::End(_) if closed => self.end(self.refused.clone(), around),
+                    Action::End(reason) => self.end(Some(reason), around),
                     action => waiting.extend(self.perform(action, around)),
                 }
             }
