@@ -13,6 +13,8 @@ pub mod card;
 pub mod control;
 pub mod failpoint;
 pub mod frontend;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod memory;
 pub mod ring;
 pub mod sigbus;

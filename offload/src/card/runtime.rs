@@ -97,7 +97,7 @@ impl<S: WorkerService + 'static> Card<S> {
         let tell = to_inbox.clone();
         let alarm = tokio::spawn(async move {
             while let Ok(mut ready) = alarm.readable().await {
-                let _ = rustix::io::read(alarm.get_ref(), &mut [0; 8]);
+                // The wait is edge-triggered and the alarm is never read: other cards of the process wait for it too.
                 ready.clear_ready();
                 if tell.send(Inner::MemoryTaken).is_err() {
                     return;

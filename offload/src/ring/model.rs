@@ -203,7 +203,7 @@ impl Driver {
         if indirect {
             let len = 16 * (plan.buffers.len() - direct) as u32;
             // The WRITE flag has no meaning here.
-            let flags = 4 | if id % 2 == 0 { 2 } else { 0 };
+            let flags = 4 | if id.is_multiple_of(2) { 2 } else { 0 };
             let place = DESCRIPTORS + 16 * u64::from(descriptors[direct]);
             self.descriptor(place, table, len, flags, 0);
         }
@@ -242,10 +242,6 @@ impl Driver {
         self.put(AVAILABLE + 4 + 2 * u64::from(self.size), &event.to_le_bytes());
     }
 
-    pub fn used_event(&self) -> u16 {
-        self.word(AVAILABLE + 4 + 2 * u64::from(self.size))
-    }
-
     /// Whether a driver that went from `before` to the present avail.idx must kick.
     pub fn must_kick(&self, before: u16) -> bool {
         if self.features & FEATURE_EVENT_IDX == 0 {
@@ -257,17 +253,6 @@ impl Driver {
 
     pub fn suppress_calls(&self, suppress: bool) {
         self.put(AVAILABLE, &u16::from(suppress).to_le_bytes());
-    }
-
-    /// Where everything is that a hostile driver would write to.
-    pub fn areas(&self) -> [(u64, u64); 4] {
-        let n = u64::from(self.size);
-        [
-            (DESCRIPTORS, 16 * n),
-            (AVAILABLE, 6 + 2 * n),
-            (USED, 6 + 8 * n),
-            (TABLES, n.min(64) * TABLE),
-        ]
     }
 }
 

@@ -228,7 +228,7 @@ impl SplitQueue {
         }
         self.last_available = self.last_available.wrapping_add(taken as u16);
         self.outstanding += taken as u16;
-        failpoint::hit(Point::AfterTake);
+        failpoint::hit(Point::AFTER_TAKE);
         Ok(taken)
     }
 
@@ -246,7 +246,7 @@ impl SplitQueue {
             record.handed += taken;
         }
         self.outstanding += taken as u16;
-        failpoint::hit(Point::AfterTake);
+        failpoint::hit(Point::AFTER_TAKE);
         Ok(taken)
     }
 
@@ -312,7 +312,7 @@ impl SplitQueue {
         if self.outstanding == 0 || head >= self.size {
             return;
         }
-        failpoint::hit(Point::BeforeUsed);
+        failpoint::hit(Point::BEFORE_USED);
         let index = self.last_used.wrapping_add(self.completed);
         self.areas.set_used(index, head, written);
         if let Some(record) = &mut self.record {
@@ -333,16 +333,16 @@ impl SplitQueue {
         if self.completed == 0 {
             return false;
         }
-        failpoint::hit(Point::AfterUsedBeforeIdx);
+        failpoint::hit(Point::AFTER_USED_BEFORE_IDX);
         let before = self.last_used;
         let now = before.wrapping_add(self.completed);
         self.areas.set_used_idx(now);
         if let Some(record) = &mut self.record {
-            failpoint::hit(Point::AfterIdxBeforeClear);
+            failpoint::hit(Point::AFTER_IDX_BEFORE_CLEAR);
             for head in &record.completed[..usize::from(self.completed)] {
                 record.queue.clear(*head);
             }
-            failpoint::hit(Point::AfterClear);
+            failpoint::hit(Point::AFTER_CLEAR);
             record.queue.finish(now);
         }
         if self.log.is_some() {

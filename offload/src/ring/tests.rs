@@ -2,7 +2,7 @@
 
 use super::model::{BASE, Buffer, Device, Driver, Plan, REGION, log, record};
 use super::*;
-use crate::failpoint::{POINTS, Point, simulated};
+use crate::failpoint::{Point, simulated};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -61,7 +61,7 @@ fn op(crashes: bool) -> BoxedStrategy<Op> {
     }
     prop_oneof![
         30 => orderly,
-        2 => (prop::sample::select(&POINTS[..]), 1..6u32)
+        2 => (prop::sample::select(&Point::RING[..]), 1..6u32)
             .prop_map(|(point, count)| Op::Crash(point, count)),
         1 => Just(Op::Restart),
     ]

@@ -574,3 +574,96 @@ fn encode_inflight(record: &InflightArea) -> Vec<u8> {
     bytes.resize(size_of::<VhostUserInflight>(), 0);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(request: &Request) -> Vec<u8> {
+        let bytes = request.encode(false);
+        let header = Header::parse(bytes.first_chunk().unwrap()).unwrap();
+        assert_eq!((header.flags, header.size as usize), (1, bytes.len() - HEADER_LEN));
+        bytes[HEADER_LEN..].to_vec()
+    }
+
+    fn decode(code: FrontendReq, payload: &[u8]) -> Result<Request, CodecError> {
+        let header = Header { request: code.into(), flags: 1, size: payload.len() as u32 };
+        Request::decode(&header, payload)
+    }
+
+    #[test]
+    fn messages_have_the_bytes_of_the_c_structures() {
+        assert_eq!(Request::GetFeatures.encode(true), [1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0]);
+        let kick = |index, has_fd| payload(&Request::SetVringKick(VringFd { index, has_fd }));
+        assert_eq!(kick(2, true), [2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(kick(3, false), [3, 1, 0, 0, 0, 0, 0, 0]);
+        let state = VringState { index: 1, num: 0x102 };
+        assert_eq!(payload(&Request::SetVringNum(state)), [1, 0, 0, 0, 2, 1, 0, 0]);
+        let region = RegionDescriptor { guest_addr: 1, size: 2, user_addr: 3, mmap_offset: 4 };
+        let table = payload(&Request::SetMemTable(vec![region]));
+        let words: Vec<u64> =
+            table.chunks(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap())).collect();
+        assert_eq!(words, [1, 1, 2, 3, 4]);
+        let words: Vec<u64> = payload(&Request::AddMemReg(region))
+            .chunks(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+            .collect();
+        assert_eq!(words, [0, 1, 2, 3, 4]);
+        let addr = VringAddr { index: 1, flags: 2, descriptors: 3, used: 4, available: 5, log: 6 };
+        let words: Vec<u64> = payload(&Request::SetVringAddr(addr))
+            .chunks(8)
+            .map(|word| u64::from_ne_bytes(word.try_into().unwrap()))
+            .collect();
+        assert_eq!(words, [2 << 32 | 1, 3, 4, 5, 6]);
+        let config = Config { offset: 1, flags: 2, bytes: vec![9; 5] };
+        let expected = [1, 0, 0, 0, 5, 0, 0, 0, 2, 0, 0, 0, 9, 9, 9, 9, 9];
+        assert_eq!(payload(&Request::SetConfig(config)), expected);
+        let area = Area { size: 7, offset: 8 };
+        let record = InflightArea { area, queues: 1, queue_size: 128 };
+        let bytes = payload(&Request::SetInflightFd(record));
+        assert_eq!(bytes[..8], 7u64.to_ne_bytes());
+        assert_eq!(bytes[16..], [1, 0, 128, 0, 0, 0, 0, 0]);
+        // Both the padded and the packed form are read.
+        for len in [20, 24] {
+            let read = decode(FrontendReq::SET_INFLIGHT_FD, &bytes[..len]);
+            assert_eq!(read, Ok(Request::SetInflightFd(record)));
+        }
+    }
+
+    #[test]
+    fn payloads_that_do_not_fit_are_refused() {
+        for (code, sizes) in [
+            (FrontendReq::GET_FEATURES, &[1usize, 8][..]),
+            (FrontendReq::SET_FEATURES, &[0, 7, 9]),
+            (FrontendReq::SET_MEM_TABLE, &[0, 7]),
+            (FrontendReq::SET_VRING_ADDR, &[0, 39, 41]),
+            (FrontendReq::ADD_MEM_REG, &[0, 32, 41]),
+            (FrontendReq::GET_CONFIG, &[0, 11]),
+            (FrontendReq::GET_INFLIGHT_FD, &[0, 16, 21]),
+            (FrontendReq::SET_LOG_BASE, &[0, 8, 17]),
+        ] {
+            for size in sizes {
+                let error = decode(code, &vec![0; *size]).unwrap_err();
+                let request = code.into();
+                assert_eq!(error, CodecError::Payload { request, size: *size });
+            }
+        }
+        // More regions than descriptors can come with, and more than are there.
+        for count in [33u32, 2] {
+            let mut bytes = u64::from(count).to_ne_bytes().to_vec();
+            bytes.resize(8 + 32, 0);
+            assert!(decode(FrontendReq::SET_MEM_TABLE, &bytes).is_err());
+        }
+        // More configuration than there is, and more bytes than announced.
+        for (size, len) in [(257u32, 257usize), (4, 5), (u32::MAX, 0)] {
+            let mut bytes = [0u32.to_ne_bytes(), size.to_ne_bytes(), [0; 4]].concat();
+            bytes.resize(12 + len, 0);
+            assert!(decode(FrontendReq::GET_CONFIG, &bytes).is_err());
+        }
+        assert_eq!(decode(FrontendReq::IOTLB_MSG, &[]), Err(CodecError::Unknown(22)));
+        let version = Header::parse(&[1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(version, Err(CodecError::Version(2)));
+        let long = Header { request: 1, flags: 1, size: 4097 }.to_bytes();
+        assert_eq!(Header::parse(&long), Err(CodecError::TooLong { request: 1, size: 4097 }));
+    }
+}

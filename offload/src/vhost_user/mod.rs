@@ -4,13 +4,15 @@
 //! machine, pure and serialisable. The shell that owns sockets, mappings and queues is [`crate::card`].
 
 pub mod codec;
+mod requests;
 mod session;
 mod state;
+mod types;
+mod vring;
 
-pub use session::{
-    Action, Change, Event, Offer, RestoreError, RingSetup, Session, SharedArea, SharedRegion,
-};
-pub use state::{RegionState, SessionState, VringStateRecord};
+pub use session::Session;
+pub use state::{RestoreError, SessionState};
+pub use types::{Action, Change, Event, Offer, RingSetup, SharedArea, SharedRegion};
 
 /// VHOST_F_LOG_ALL: the back end logs what it writes.
 pub const FEATURE_LOG_ALL: u64 = 1 << 26;
@@ -24,3 +26,8 @@ pub const PROTOCOL_FEATURES: u64 = codec::protocol::MQ
     | codec::protocol::BACKEND_REQ
     | codec::protocol::RESET_DEVICE
     | codec::protocol::CONFIGURE_MEM_SLOTS;
+
+#[doc(hidden)]
+pub mod fuzz;
+#[cfg(test)]
+mod tests;
