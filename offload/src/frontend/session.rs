@@ -157,6 +157,11 @@ impl FrontSession {
         self.connections
     }
 
+    /// From now on a back end with fewer rings is refused: for a device that takes as many as its first back end has.
+    pub fn require_rings(&mut self, rings: u16) {
+        self.config.rings = rings;
+    }
+
     /// What the driver set up, if it did.
     #[must_use]
     pub fn activation(&self) -> Option<&Activation> {

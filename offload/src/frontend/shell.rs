@@ -232,6 +232,11 @@ impl Shell {
         self.notices.pop_front()
     }
 
+    /// See [`FrontSession::require_rings`].
+    pub fn require_rings(&mut self, rings: u16) {
+        self.session.require_rings(rings);
+    }
+
     /// Does all that can be done without waiting.
     pub fn turn(&mut self) {
         let now = Instant::now();
