@@ -16,6 +16,7 @@ use crate::vhost_user::{
 };
 use crate::worker::{Order, QueueChange, QueueKey, WorkerService};
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -98,7 +99,7 @@ impl Shell {
     /// A message came, or the connection ended.
     pub fn message<S: WorkerService>(
         &mut self,
-        message: std::io::Result<Option<wire::Message>>,
+        message: io::Result<Option<wire::Message>>,
         around: &mut Around<'_, S>,
     ) {
         self.granted = false;
@@ -107,7 +108,7 @@ impl Shell {
                 Event::Message { header, payload, fds }
             }
             Ok(None) => Event::Closed,
-            Err(e) if e.kind() == std::io::ErrorKind::Other => Event::Fault(e.to_string()),
+            Err(e) if e.kind() == io::ErrorKind::Other => Event::Fault(e.to_string()),
             Err(_) => Event::Closed,
         };
         self.feed(event, around);
@@ -122,8 +123,9 @@ impl Shell {
             }
             let closed = matches!(event, Event::Closed);
             match &event {
-                Event::Done(outcome) => self.refused = outcome.clone().err(),
-                Event::InflightMade(Err(reason)) => self.refused = Some(reason.clone()),
+                Event::Done(Err(reason)) | Event::InflightMade(Err(reason)) => {
+                    self.refused = Some(reason.clone());
+                }
                 _ => {}
             }
             for action in self.session.step(around.offer, event) {
@@ -211,9 +213,14 @@ impl Shell {
         around: &mut Around<'_, S>,
     ) -> Option<Event<SharedFd>> {
         match action {
-            Action::Send(bytes, fds) => wire::send(self.socket.get_ref().as_fd(), &bytes, &fds)
-                .err()
-                .map(|e| Event::Fault(format!("cannot answer the front end: {e}"))),
+            Action::Send(bytes, fds) => {
+                let sent = wire::send(self.socket.get_ref().as_fd(), &bytes, &fds);
+                sent.err().map(|e| match e.kind() {
+                    // It left without waiting for the rest of its answers.
+                    io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Event::Closed,
+                    _ => Event::Fault(format!("cannot answer the front end: {e}")),
+                })
+            }
             Action::SendRequest(channel, bytes) => {
                 if let Err(e) = wire::send(channel.as_fd(), &bytes, &[]) {
                     tracing::debug!(device = self.key.0, error = %e, "back-end request not sent");
@@ -319,6 +326,8 @@ impl Shell {
                 let recovered = queue.recovered();
                 let device = self.key;
                 self.rings[usize::from(index)].advance(Ring::Running);
+                // What was refused before did not keep the front end from going on.
+                self.refused = None;
                 let key = QueueKey { device, index };
                 around.workers.queue(device, index, Order::Attach(key, Box::new(queue)));
                 around.events.push_back(CardEvent::Started { device, index, recovered });

@@ -305,7 +305,8 @@ fn memory_that_is_taken_away_ends_its_session_only() {
     let queue = DriverQueue::new(&mut arena, 0, 64, probe.features).unwrap();
     let short = Duration::from_millis(50);
     assert!(client.activate(probe.features, &[&queue], short).is_err());
-    assert!(card.wait_disconnected(sealed).is_some_and(|fault| fault.contains("sealed")));
+    let fault = card.wait_disconnected(sealed);
+    assert!(fault.as_ref().is_some_and(|fault| fault.contains("sealed")), "{fault:?}");
 }
 
 #[test]
