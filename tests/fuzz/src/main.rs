@@ -1,0 +1,52 @@
+//! All fuzz targets in one program: `BIXI_FUZZ` says which one runs, or `list` prints their names.
+//!
+//! A target is a function of one of the product's crates, which tests run with pseudo-random input too. One program
+//! instead of many: they are linked once, and code that a target does not reach costs nothing.
+
+#![no_main]
+
+use std::sync::OnceLock;
+
+type Target = fn(&[u8]);
+
+const TARGETS: &[(&str, Target)] = &[
+    ("ring", bixi_offload::ring::fuzz::ring),
+    ("vhost-user-codec", bixi_offload::vhost_user::fuzz::codec),
+    ("vhost-user-session", bixi_offload::vhost_user::fuzz::session),
+    ("vhost-user-session-state", bixi_offload::vhost_user::fuzz::session_state),
+    ("front-session", bixi_offload::frontend::fuzz::front_session),
+    ("front-state", bixi_offload::frontend::fuzz::front_state),
+    ("pci-accesses", bixi_compute::pci::fuzz::pci_accesses),
+    ("pci-state", bixi_compute::pci::fuzz::pci_state),
+    ("virtio-accesses", bixi_compute::virtio::fuzz::virtio_accesses),
+    ("virtio-state", bixi_compute::virtio::fuzz::virtio_state),
+];
+
+static CHOSEN: OnceLock<Target> = OnceLock::new();
+
+/// Reads `BIXI_FUZZ`; ends the program if there is nothing to fuzz.
+fn choose() {
+    let name = std::env::var("BIXI_FUZZ").unwrap_or_default();
+    if name == "list" {
+        for (name, _) in TARGETS {
+            println!("{name}");
+        }
+        std::process::exit(0);
+    }
+    match TARGETS.iter().find(|(known, _)| *known == name) {
+        Some((_, target)) => {
+            // libFuzzer initializes once.
+            let _ = CHOSEN.set(*target);
+        }
+        None => {
+            eprintln!("BIXI_FUZZ={name:?} is no target; `list` prints them");
+            std::process::exit(2);
+        }
+    }
+}
+
+libfuzzer_sys::fuzz_target!(init: { choose() }, |data: &[u8]| {
+    if let Some(target) = CHOSEN.get() {
+        target(data);
+    }
+});
