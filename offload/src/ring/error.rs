@@ -99,6 +99,12 @@ pub enum RingError {
     /// The in-flight record is of a version that this release does not know.
     #[error("the in-flight record has version {0}, this release knows version 1")]
     RecordVersion(u16),
+    /// A descriptor for notification that could block whoever uses it.
+    #[error("the {0} descriptor is not an eventfd")]
+    Notifier(&'static str),
+    /// A state that no queue of this memory can have.
+    #[error("the queue's state is not one that a queue can have")]
+    State,
     /// The front end took shared memory away.
     #[error("the front end shrank its shared memory")]
     MemoryGone,

@@ -34,7 +34,7 @@ pub use batch::{Batch, Chain, Segments};
 pub use error::RingError;
 pub use inflight::{InflightMap, InflightQueue};
 pub use layout::{MAX_INDIRECT, MAX_QUEUE_SIZE, QueueLayout};
-pub use notify::{Notifiers, SharedFd, check as check_eventfd};
+pub use notify::{Notifiers, SharedFd};
 pub use queue::{QueueSetup, SplitQueue, UsedLog};
 pub use state::QueueState;
 

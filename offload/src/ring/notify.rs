@@ -2,8 +2,9 @@
 //!
 //! Invariants: all of them come from the front end, which may hand over any descriptor and change its flags at any
 //! time. So a kick is only waited for, edge-triggered, and never read; a call is one write of a descriptor that was
-//! found to be an anonymous inode and made non-blocking when it came ([`check`]).
+//! found to be an anonymous inode and made non-blocking before the queue took it.
 
+use super::RingError;
 use rustix::fs::OFlags;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -27,19 +28,25 @@ impl Notifiers {
     pub fn kick_fd(&self) -> Option<BorrowedFd<'_>> {
         self.kick.as_ref().map(|fd| fd.as_fd())
     }
+
+    /// Whether all of them can be used without ever blocking.
+    pub(super) fn check(&self) -> Result<(), RingError> {
+        let named = [("kick", &self.kick), ("call", &self.call), ("error", &self.error)];
+        named.into_iter().try_for_each(|(name, fd)| check(name, fd.as_ref()))
+    }
 }
 
 /// statfs type of the file system of eventfds and their like.
 const ANON_INODE_FS: u64 = 0x0904_1934;
 
 /// Whether a front end's descriptor can be used as an eventfd without ever blocking; makes it non-blocking.
-pub fn check(fd: BorrowedFd<'_>) -> bool {
+pub(super) fn check(name: &'static str, fd: Option<&SharedFd>) -> Result<(), RingError> {
+    let Some(fd) = fd else { return Ok(()) };
     // Of the anonymous inodes only an eventfd's write can wait; a file or a pipe could do so for ever.
     let anonymous = rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == ANON_INODE_FS);
-    anonymous
-        && rustix::fs::fcntl_getfl(fd)
-            .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK))
-            .is_ok()
+    let nonblocking = rustix::fs::fcntl_getfl(fd)
+        .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK));
+    if anonymous && nonblocking.is_ok() { Ok(()) } else { Err(RingError::Notifier(name)) }
 }
 
 /// Adds one to an eventfd. A counter that is full has been signalled already, and a descriptor that refuses is the

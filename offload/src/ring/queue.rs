@@ -14,12 +14,14 @@
 use super::batch::Batch;
 use super::layout::{Areas, WRITE};
 use super::notify::{self, Notifiers, SharedFd};
+use super::state;
 use super::walk::{Stop, Walker, for_each_buffer};
 use super::{
     FEATURE_EVENT_IDX, FEATURE_INDIRECT, InflightQueue, QueueLayout, QueueState, RingError,
 };
 use crate::failpoint::{self, Point};
 use crate::memory::{DirtyLog, GuestMemory, Span, prefetch};
+use bixi_api::state::{Declared, Movable, Payload};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -92,14 +94,52 @@ pub struct SplitQueue {
     recovered: u16,
 }
 
+impl QueueSetup {
+    /// What a queue that was `state` is made of again, with its eventfds, record and log.
+    ///
+    /// # Errors
+    /// A state that contradicts itself, or that has chains in flight and no record which names them.
+    pub fn restore(
+        state: &QueueState,
+        notifiers: Notifiers,
+        inflight: Option<InflightQueue>,
+        log: Option<UsedLog>,
+    ) -> Result<Self, RingError> {
+        let word = |n: u32| u16::try_from(n).map_err(|_| RingError::State);
+        if state.outstanding > 0 && inflight.is_none() {
+            return Err(RingError::State);
+        }
+        let layout = QueueLayout {
+            size: word(state.size)?,
+            descriptors: state.descriptors,
+            available: state.available,
+            used: state.used,
+        };
+        let (base, features) = (word(state.last_available)?, state.features);
+        Ok(Self { layout, features, base, notifiers, inflight, log })
+    }
+}
+
+impl Movable for SplitQueue {
+    fn declare(&self) -> Declared {
+        let state = self.state();
+        if state.outstanding > 0 && self.record.is_none() {
+            let n = state.outstanding;
+            return Declared::NotMovable(format!("{n} requests are in flight without a record"));
+        }
+        Declared::State(Payload::new(state::KIND, state::VERSION, &state))
+    }
+}
+
 impl SplitQueue {
     /// Checks the ring's areas and, with an in-flight record, finds out what the process before had in flight. Kicks
-    /// are on.
+    /// are on, and the driver is called once: whoever had the ring before may have died between answering and calling.
     ///
     /// # Errors
     /// See [`RingError`].
     pub fn new(memory: Arc<GuestMemory>, setup: QueueSetup) -> Result<Self, RingError> {
         let QueueSetup { layout, features, base, notifiers, inflight, log } = setup;
+        notifiers.check()?;
         let event_idx = features & FEATURE_EVENT_IDX != 0;
         let areas = Areas::new(&memory, &layout, event_idx)?;
         let last_used = areas.used_idx();
@@ -143,6 +183,7 @@ impl SplitQueue {
         queue.areas.suppress_kicks(false);
         queue.log_used(0, 2);
         let _ = queue.kicks_on();
+        queue.signal();
         Ok(queue)
     }
 
@@ -410,14 +451,25 @@ impl SplitQueue {
     }
 
     /// Another call eventfd (SET_VRING_CALL on a running ring). It is signalled once, lest a call be lost between.
+    /// One that could block is not taken, and the next `take` says so.
     pub fn set_call(&mut self, call: Option<SharedFd>) {
-        self.notifiers.call = call;
+        self.notifiers.call = self.checked("call", call);
         self.signal();
     }
 
-    /// Another error eventfd.
+    /// Another error eventfd, under the same condition.
     pub fn set_error(&mut self, error: Option<SharedFd>) {
-        self.notifiers.error = error;
+        self.notifiers.error = self.checked("error", error);
+    }
+
+    fn checked(&mut self, name: &'static str, fd: Option<SharedFd>) -> Option<SharedFd> {
+        match notify::check(name, fd.as_ref()) {
+            Ok(()) => fd,
+            Err(error) => {
+                self.fail(error);
+                None
+            }
+        }
     }
 
     /// Turns the dirty log on or off.

@@ -1,5 +1,10 @@
 //! The state of a queue as it travels.
 
+/// The payload's kind.
+pub const KIND: &str = "split-queue";
+/// The newest layout that this release writes and reads.
+pub const VERSION: u32 = 1;
+
 /// A queue at rest: all that its successor needs beside the memory, the eventfds and the in-flight record.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct QueueState {

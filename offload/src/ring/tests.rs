@@ -468,3 +468,89 @@ fn garbage_of_any_kind_in_quantity() {
         fuzz::ring(&data);
     }
 }
+
+fn eventfd() -> SharedFd {
+    use rustix::event::{EventfdFlags, eventfd};
+    // Blocking, as a front end might make it.
+    Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap())
+}
+
+fn count(fd: &SharedFd) -> u64 {
+    let mut bytes = [0; 8];
+    match rustix::io::read(fd, &mut bytes) {
+        Ok(8) => u64::from_ne_bytes(bytes),
+        _ => 0,
+    }
+}
+
+#[test]
+fn a_driver_is_called_when_its_ring_starts_and_when_its_call_moves() {
+    let mut driver = Driver::new(8, 0, 0);
+    let call = eventfd();
+    let notifiers = Notifiers { call: Some(Arc::clone(&call)), ..Notifiers::default() };
+    let mut device = Device::new(&driver, QueueSetup { notifiers, ..driver.setup(0) });
+    assert_eq!(count(&call), 1);
+    driver.add(&simple(1, 1)).unwrap();
+    device.take(&driver, 8);
+    device.complete_all();
+    assert!(device.queue.publish());
+    device.queue.signal();
+    assert_eq!(count(&call), 1);
+    let other = eventfd();
+    device.queue.set_call(Some(Arc::clone(&other)));
+    assert_eq!((count(&call), count(&other)), (0, 1));
+    // A counter that is full does not block.
+    rustix::io::write(&other, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    device.queue.signal();
+    assert_eq!(count(&other), u64::MAX - 1);
+}
+
+#[test]
+fn a_descriptor_that_could_block_is_no_notifier() {
+    let driver = Driver::new(8, 0, 0);
+    let (pipe, _write) = rustix::pipe::pipe().unwrap();
+    let pipe = Some(Arc::new(pipe));
+    let notifiers = Notifiers { kick: pipe.clone(), ..Notifiers::default() };
+    let setup = QueueSetup { notifiers, ..driver.setup(0) };
+    let error = SplitQueue::new(Arc::clone(&driver.memory), setup).unwrap_err();
+    assert_eq!(error, RingError::Notifier("kick"));
+    let mut device = Device::new(&driver, driver.setup(0));
+    device.queue.set_call(pipe);
+    let error = device.queue.take(8, &mut device.batch).unwrap_err();
+    assert_eq!(error, RingError::Notifier("call"));
+}
+
+#[test]
+fn a_queue_that_travels_goes_on_where_it_was() {
+    use bixi_api::state::{Declared, Movable};
+    let mut driver = Driver::new(8, BOTH, 65534);
+    let map = record(1, 8);
+    let setup = QueueSetup { inflight: map.queue(0), ..driver.setup(65534) };
+    let mut device = Device::new(&driver, setup);
+    for _ in 0..4 {
+        driver.add(&simple(4, 4)).unwrap();
+    }
+    assert_eq!(device.take(&driver, 3), [1, 2, 3]);
+    device.complete(1);
+    let _ = device.queue.publish();
+    let Declared::State(payload) = device.queue.declare() else { panic!() };
+    let state: QueueState = payload.read("split-queue", 1).unwrap();
+    assert_eq!((state.last_available, state.last_used, state.outstanding), (1, 65535, 2));
+    assert_eq!(
+        QueueSetup::restore(&state, Notifiers::default(), None, None).unwrap_err(),
+        RingError::State
+    );
+    let setup = QueueSetup::restore(&state, Notifiers::default(), map.queue(0), None).unwrap();
+    let mut next = Device::new(&driver, setup);
+    assert_eq!(next.take(&driver, 8), [1, 3]);
+    assert_eq!(next.take(&driver, 8), [4]);
+    next.complete_all();
+    let _ = next.queue.publish();
+    assert_eq!(driver.reap(), [2, 1, 3, 4]);
+    // Without a record, what is in flight cannot travel.
+    let mut device = Device::new(&driver, driver.setup(next.queue.state().last_available as u16));
+    driver.add(&simple(4, 4)).unwrap();
+    assert!(matches!(device.queue.declare(), Declared::State(_)));
+    device.take(&driver, 8);
+    assert!(matches!(device.queue.declare(), Declared::NotMovable(_)));
+}
