@@ -1,0 +1,4 @@
+//! What a load generator needs.
+
+pub mod clock;
+pub mod histogram;
