@@ -3,11 +3,14 @@
 use super::PciPath;
 use super::config::{ConfigSpace, Identity};
 use super::i440fx_1;
+use super::msix::Vector;
 use super::region::{Bar, BarKind, PciFunction, Region};
 use crate::bus::{MemoryBus, PortBus, PortDevice};
 use crate::device::Device;
+use crate::interrupts::InterruptError;
 use bixi_api::state::{Declared, Movable, Payload};
 use std::sync::{Arc, Mutex, PoisonError};
+use vmm_sys_util::eventfd::EventFd;
 
 /// A function with BARs of all kinds that fills reads with zeroes.
 #[derive(Debug)]
@@ -49,6 +52,64 @@ impl PciFunction for Plain {
     fn mapped(&self, _: u8, _: Option<u64>) {}
     fn reset(&self) {
         self.config().reset();
+    }
+}
+
+/// An interrupt vector that keeps a record in place of an interrupt controller.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    event: EventFd,
+    message: Mutex<(u64, u32)>,
+    bound: Mutex<Option<(u64, u32)>>,
+}
+
+impl Recorded {
+    pub(crate) fn new() -> std::io::Result<Arc<Self>> {
+        let event = EventFd::new(libc::EFD_NONBLOCK)?;
+        Ok(Arc::new(Self { event, message: Mutex::default(), bound: Mutex::default() }))
+    }
+
+    /// The message that signals become, while the vector is unmasked.
+    pub(crate) fn bound(&self) -> Option<(u64, u32)> {
+        *self.bound.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_bound(&self, message: Option<(u64, u32)>) {
+        *self.bound.lock().unwrap_or_else(PoisonError::into_inner) = message;
+    }
+
+    /// Whether it was signalled since the last look.
+    #[cfg(test)]
+    pub(crate) fn signalled(&self) -> bool {
+        self.event.read().is_ok()
+    }
+}
+
+impl Vector for Recorded {
+    fn eventfd(&self) -> &EventFd {
+        &self.event
+    }
+    fn set_message(&self, address: u64, data: u32) -> Result<(), InterruptError> {
+        *self.message.lock().unwrap_or_else(PoisonError::into_inner) = (address, data);
+        if self.bound().is_some() {
+            self.set_bound(Some((address, data)));
+        }
+        Ok(())
+    }
+    fn mask(&self) -> Result<(), InterruptError> {
+        self.set_bound(None);
+        Ok(())
+    }
+    fn unmask(&self) -> Result<(), InterruptError> {
+        let message = *self.message.lock().unwrap_or_else(PoisonError::into_inner);
+        self.set_bound(Some(message));
+        Ok(())
+    }
+    fn is_pending(&self) -> bool {
+        let pending = self.event.read().unwrap_or(0);
+        // What was just read fits back in.
+        let _ = if pending > 0 { self.event.write(pending) } else { Ok(()) };
+        pending > 0
     }
 }
 

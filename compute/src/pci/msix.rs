@@ -13,6 +13,7 @@
 
 use super::state::{MsixEntryState, MsixState};
 use crate::interrupts::{InterruptError, MsiVector};
+use crate::log_limit::LogLimit;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -115,7 +116,7 @@ pub struct Msix {
     entries: Vec<Entry>,
     vectors: Vec<Arc<dyn Vector>>,
     control: u16,
-    complaints: u32,
+    log: LogLimit,
 }
 
 impl std::fmt::Debug for Msix {
@@ -132,7 +133,12 @@ impl Msix {
     #[must_use]
     pub fn new(mut vectors: Vec<Arc<dyn Vector>>) -> Self {
         vectors.truncate(usize::from(MAX_VECTORS));
-        Self { entries: vec![RESET_ENTRY; vectors.len()], vectors, control: 0, complaints: 0 }
+        Self {
+            entries: vec![RESET_ENTRY; vectors.len()],
+            vectors,
+            control: 0,
+            log: LogLimit::default(),
+        }
     }
 
     /// Entries of the table.
@@ -229,12 +235,10 @@ impl Msix {
         } else {
             vector.mask()
         };
-        if let Err(error) = done {
-            self.complaints = self.complaints.saturating_add(1);
-            // A guest can bring this about as often as it likes: say it at the first, second, fourth, eighth time.
-            if self.complaints.is_power_of_two() {
-                tracing::warn!(vector = index, times = self.complaints, %error, "an interrupt vector cannot be set up");
-            }
+        if let Err(error) = done
+            && let Some(suppressed) = self.log.pass()
+        {
+            tracing::warn!(vector = index, %error, suppressed, "an interrupt vector is not set up");
         }
     }
 
@@ -327,62 +331,13 @@ impl Entry {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::pci::fuzz::Recorded;
     use proptest::prelude::*;
-    use std::sync::Mutex;
 
-    /// A vector that keeps a record in place of an interrupt controller.
-    pub(crate) struct Recorded {
-        event: EventFd,
-        pub(crate) bound: Mutex<Option<(u64, u32)>>,
-        message: Mutex<(u64, u32)>,
-    }
-
-    impl Recorded {
-        pub(crate) fn new() -> Arc<Self> {
-            let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-            Arc::new(Self { event, bound: Mutex::default(), message: Mutex::default() })
-        }
-
-        /// Signals that a live vector has delivered since the last look.
-        pub(crate) fn delivered(&self) -> u64 {
-            assert!(self.bound.lock().unwrap().is_some(), "the vector is silent");
-            self.event.read().unwrap_or(0)
-        }
-    }
-
-    impl Vector for Recorded {
-        fn eventfd(&self) -> &EventFd {
-            &self.event
-        }
-        fn set_message(&self, address: u64, data: u32) -> Result<(), InterruptError> {
-            *self.message.lock().unwrap() = (address, data);
-            let mut bound = self.bound.lock().unwrap();
-            if bound.is_some() {
-                *bound = Some((address, data));
-            }
-            Ok(())
-        }
-        fn mask(&self) -> Result<(), InterruptError> {
-            *self.bound.lock().unwrap() = None;
-            Ok(())
-        }
-        fn unmask(&self) -> Result<(), InterruptError> {
-            *self.bound.lock().unwrap() = Some(*self.message.lock().unwrap());
-            Ok(())
-        }
-        fn is_pending(&self) -> bool {
-            let pending = self.event.read().unwrap_or(0);
-            if pending > 0 {
-                self.event.write(pending).unwrap();
-            }
-            pending > 0
-        }
-    }
-
-    pub(crate) fn vectors(count: usize) -> (Vec<Arc<Recorded>>, Vec<Arc<dyn Vector>>) {
-        let records: Vec<_> = (0..count).map(|_| Recorded::new()).collect();
+    fn vectors(count: usize) -> (Vec<Arc<Recorded>>, Vec<Arc<dyn Vector>>) {
+        let records: Vec<_> = (0..count).map(|_| Recorded::new().unwrap()).collect();
         let vectors = records.iter().map(|v| Arc::clone(v) as Arc<dyn Vector>).collect();
         (records, vectors)
     }
@@ -398,14 +353,14 @@ pub(crate) mod tests {
         let (records, all) = vectors(2);
         let mut msix = Msix::new(all);
         set(&mut msix, 1, 0xfee0_1000, 0x41, 0);
-        assert_eq!(*records[1].bound.lock().unwrap(), None, "MSI-X is off");
+        assert_eq!(records[1].bound(), None, "MSI-X is off");
         msix.set_control(CONTROL_ENABLE | CONTROL_MASK_ALL);
-        assert_eq!(*records[1].bound.lock().unwrap(), None, "the function is masked");
+        assert_eq!(records[1].bound(), None, "the function is masked");
         msix.set_control(CONTROL_ENABLE);
-        assert_eq!(*records[1].bound.lock().unwrap(), Some((0xfee0_1000, 0x41)));
-        assert_eq!(*records[0].bound.lock().unwrap(), None, "the other is masked");
+        assert_eq!(records[1].bound(), Some((0xfee0_1000, 0x41)));
+        assert_eq!(records[0].bound(), None, "the other is masked");
         set(&mut msix, 1, 0xfee0_1000, 0x41, 1);
-        assert_eq!(*records[1].bound.lock().unwrap(), None);
+        assert_eq!(records[1].bound(), None);
     }
 
     #[test]
@@ -420,7 +375,7 @@ pub(crate) mod tests {
         msix.pending_read(0, &mut bits);
         assert_eq!(bits, [0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
         set(&mut msix, 65, 0xfee0_0000, 7, 0);
-        assert!(records[65].delivered() > 0);
+        assert!(records[65].bound().is_some() && records[65].signalled());
         msix.pending_read(8, &mut bits[..4]);
         assert_eq!(bits[..4], [0; 4]);
     }
@@ -432,9 +387,9 @@ pub(crate) mod tests {
         msix.set_control(CONTROL_ENABLE);
         set(&mut msix, 0, 0x0010_0000, 7, 0);
         msix.table_write(4, &1u32.to_le_bytes());
-        assert_eq!(*records[0].bound.lock().unwrap(), None);
+        assert_eq!(records[0].bound(), None);
         set(&mut msix, 0, 0xfee0_0000, 7, 0);
-        assert!(records[0].bound.lock().unwrap().is_some());
+        assert!(records[0].bound().is_some());
     }
 
     proptest! {
@@ -459,7 +414,7 @@ pub(crate) mod tests {
             moved.restore(&msix.save(), msix.control).unwrap();
             prop_assert_eq!(&moved.entries, &msix.entries);
             for (a, b) in records.iter().zip(&others) {
-                prop_assert_eq!(&*a.bound.lock().unwrap(), &*b.bound.lock().unwrap());
+                prop_assert_eq!(a.bound(), b.bound());
             }
         }
     }
