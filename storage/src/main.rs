@@ -1,2 +1,7 @@
-//! Placeholder until the library is in place.
-fn main() {}
+//! `bixi-storage`: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bixi_storage::cli::main()
+}

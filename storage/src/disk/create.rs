@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Bytes copied between two looks at the progress; also the buffer.
 const STEP: usize = 1 << 20;
@@ -44,6 +44,7 @@ pub enum Source {
 pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
+    cancelled: AtomicBool,
 }
 
 impl Progress {
@@ -52,8 +53,20 @@ impl Progress {
         (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 
+    /// Ends the creation soon, as if it had never begun.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
     fn set(&self, done: u64) {
         self.done.store(done, Ordering::Relaxed);
+    }
+
+    fn check(&self, id: &DiskId) -> Result<(), StoreError> {
+        match self.cancelled.load(Ordering::Relaxed) {
+            true => Err(StoreError::Cancelled(id.clone())),
+            false => Ok(()),
+        }
     }
 }
 
@@ -114,6 +127,7 @@ impl Store {
 
         let meta = Meta { id: id.clone(), size, epoch: 0, layer };
         meta.write(&unfinished).map_err(io_error(id, "write its meta"))?;
+        progress.check(id)?;
         self.give_name(id, &unfinished)?;
         durable::sync_directory(self.root()).map_err(io_error(id, "flush the root directory"))?;
         Ok(meta)
@@ -204,6 +218,7 @@ impl Image {
             at = from;
             while at < to {
                 progress.set(at);
+                progress.check(id)?;
                 let length = (to - at).min(STEP as u64) as usize;
                 let part = &mut buffer[..length];
                 self.file.read_exact_at(part, at).map_err(|e| self.failed(e))?;
@@ -318,6 +333,20 @@ mod tests {
         }
         assert_eq!(fs::read_dir(store.root()).unwrap().count(), 0);
         assert!(store.create(&id(), &image(None), &Progress::default()).is_ok());
+    }
+
+    #[test]
+    fn a_cancelled_creation_never_was() {
+        let (root, store) = store();
+        let path = root.path().join("image");
+        fs::write(&path, vec![1; 3 << 20]).unwrap();
+        for source in [Source::Image { path, size: None }, Source::Zero { size: 512 }] {
+            let progress = Progress::default();
+            progress.cancel();
+            let ended = store.create(&id(), &source, &progress);
+            assert!(matches!(ended, Err(StoreError::Cancelled(_))), "{ended:?}");
+            assert_eq!(fs::read_dir(store.root()).unwrap().count(), 0);
+        }
     }
 
     #[test]

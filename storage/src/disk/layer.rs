@@ -42,13 +42,52 @@ pub enum Access {
     Memory,
 }
 
+/// What can be done with a layer, and how. What is found to be unsupported in use is remembered.
+#[derive(Debug)]
+pub struct Abilities {
+    access: Access,
+    punch_hole: AtomicBool,
+    zero_range: AtomicBool,
+}
+
+impl Abilities {
+    /// All that is not known to be impossible.
+    pub fn new(access: Access, punch_hole: bool) -> Self {
+        let (punch_hole, zero_range) = (AtomicBool::new(punch_hole), AtomicBool::new(true));
+        Self { access, punch_hole, zero_range }
+    }
+
+    /// How its bytes are reached.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Whether holes can be punched: discard, and write-zeroes that may deallocate.
+    pub fn punch_hole(&self) -> bool {
+        self.punch_hole.load(Ordering::Relaxed)
+    }
+
+    /// Punching a hole was refused as unsupported, against all appearances.
+    pub fn punch_hole_unsupported(&self) {
+        self.punch_hole.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether ranges can be zeroed without deallocating them, as far as is known.
+    pub fn zero_range(&self) -> bool {
+        self.zero_range.load(Ordering::Relaxed)
+    }
+
+    /// Zeroing a range was refused as unsupported. Learnt in use, since no attempt is without effect.
+    pub fn zero_range_unsupported(&self) {
+        self.zero_range.store(false, Ordering::Relaxed);
+    }
+}
+
 /// An opened layer.
 #[derive(Debug)]
 pub struct LayerFile {
     file: File,
-    access: Access,
-    punch_hole: AtomicBool,
-    zero_range: AtomicBool,
+    abilities: Abilities,
 }
 
 /// Why a layer cannot be opened.
@@ -63,7 +102,9 @@ pub enum LayerError {
         source: io::Error,
     },
     /// The file has another size than the disk's meta says.
-    #[error("its layer file {name} has {got} bytes, its meta says {expected}: it is not the file that was made")]
+    #[error(
+        "its layer file {name} has {got} bytes, its meta says {expected}: it is not the file that was made"
+    )]
     Size {
         /// The file's name.
         name: String,
@@ -96,39 +137,24 @@ impl LayerFile {
         if got != size {
             return Err(LayerError::Size { name: name.to_owned(), got, expected: size });
         }
-        let punch_hole = AtomicBool::new(can_punch(&file, size));
-        Ok(Self { file, access, punch_hole, zero_range: AtomicBool::new(true) })
+        let abilities = Abilities::new(access, can_punch(&file, size));
+        Ok(Self { file, abilities })
     }
 
-    /// How its bytes are reached.
-    pub fn access(&self) -> Access {
-        self.access
+    /// What can be done with it.
+    pub fn abilities(&self) -> &Abilities {
+        &self.abilities
     }
 
-    /// Whether holes can be punched: discard, and write-zeroes that may deallocate.
-    pub fn punch_hole(&self) -> bool {
-        self.punch_hole.load(Ordering::Relaxed)
-    }
-
-    /// Punching a hole was refused as unsupported, against all appearances.
-    pub fn punch_hole_unsupported(&self) {
-        self.punch_hole.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether ranges can be zeroed without deallocating them, as far as is known.
-    pub fn zero_range(&self) -> bool {
-        self.zero_range.load(Ordering::Relaxed)
-    }
-
-    /// Zeroing a range was refused as unsupported. Learnt in use, since no attempt is without effect.
-    pub fn zero_range_unsupported(&self) {
-        self.zero_range.store(false, Ordering::Relaxed);
-    }
-
-    /// The same, reached as a stricter device would demand.
+    /// The same, reached as another device or file system would have it.
     #[cfg(test)]
     pub fn with_access(mut self, access: Access) -> Self {
-        self.access = access;
+        if access == Access::Buffered {
+            let flags = rustix::fs::fcntl_getfl(&self.file).unwrap();
+            let buffered = flags - rustix::fs::OFlags::DIRECT;
+            rustix::fs::fcntl_setfl(&self.file, buffered).unwrap();
+        }
+        self.abilities.access = access;
         self
     }
 
@@ -200,9 +226,9 @@ mod tests {
             let name = file.path().file_name().unwrap().to_str().unwrap();
             let layer = LayerFile::open(directory, name, 8192).unwrap();
             if directory == Path::new("/dev/shm") {
-                assert_eq!(layer.access(), Access::Memory);
+                assert_eq!(layer.abilities().access(), Access::Memory);
             }
-            assert!(layer.punch_hole());
+            assert!(layer.abilities().punch_hole());
             assert_eq!(layer.file().metadata().unwrap().len(), 8192);
             assert!(layer.try_lock().unwrap());
             let other = LayerFile::open(directory, name, 8192).unwrap();

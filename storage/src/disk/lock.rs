@@ -145,7 +145,9 @@ impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Alive(owner) => write!(f, "process {}", owner.pid),
-            Self::Dead(owner) => write!(f, "unfinished I/O of process {}, which has ended", owner.pid),
+            Self::Dead(owner) => {
+                write!(f, "unfinished I/O of process {}, which has ended", owner.pid)
+            }
             Self::Unknown => f.write_str("another process"),
         }
     }

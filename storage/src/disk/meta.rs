@@ -124,8 +124,7 @@ impl Meta {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let layer =
-            LayerState { id: self.layer.id.clone(), kind: KIND_RAW, size: self.layer.size };
+        let layer = LayerState { id: self.layer.id.clone(), kind: KIND_RAW, size: self.layer.size };
         let state = MetaState {
             id: self.id.to_string(),
             size: self.size,
@@ -144,7 +143,7 @@ impl Meta {
         if state.id != id.as_str() {
             return Err(MetaError::Foreign(state.id.chars().take(64).collect()));
         }
-        if state.size == 0 || state.size % 512 != 0 || state.size > SIZE_LIMIT {
+        if state.size == 0 || !state.size.is_multiple_of(512) || state.size > SIZE_LIMIT {
             return Err(MetaError::Nonsense("its size is no multiple of 512 in the legal range"));
         }
         let layer = match <[LayerState; 1]>::try_from(state.layers) {
@@ -228,7 +227,10 @@ mod tests {
             MetaState { size: 0, layers: vec![layer.clone()], ..state.clone() },
             MetaState { size: 100, layers: vec![layer.clone()], ..state.clone() },
             MetaState { size: u64::MAX - 511, layers: vec![layer.clone()], ..state.clone() },
-            MetaState { layers: vec![LayerState { id: "../x".into(), ..layer.clone() }], ..state.clone() },
+            MetaState {
+                layers: vec![LayerState { id: "../x".into(), ..layer.clone() }],
+                ..state.clone()
+            },
             MetaState { layers: vec![LayerState { size: 4096, ..layer.clone() }], ..state.clone() },
             MetaState { layers: vec![LayerState { kind: 2, ..layer }], ..state },
         ] {

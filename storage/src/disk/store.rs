@@ -73,6 +73,9 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
+    /// Its creation was ended.
+    #[error("the creation of disk {0} was ended")]
+    Cancelled(DiskId),
     /// The file system refused.
     #[error("disk {id}: cannot {what}: {source}")]
     Io {
@@ -100,27 +103,43 @@ pub(super) fn io_error(id: &DiskId, what: &'static str) -> impl FnOnce(io::Error
 }
 
 impl Store {
-    /// The store under `root`, which is made if it is not there. Removes what unfinished work left, but not what
-    /// another process is working on.
+    /// The store under `root`. Looks at nothing yet.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The store under `root`, prepared.
+    ///
+    /// # Errors
+    /// As [`Store::prepare`].
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let store = Self::new(root);
+        store.prepare()?;
+        Ok(store)
+    }
+
+    /// Makes the root directory if it is not there, and removes what unfinished work left in it, but not what another
+    /// process is working on.
     ///
     /// # Errors
     /// The directory cannot be made or read.
-    pub fn open(root: &Path) -> io::Result<Self> {
-        fs::create_dir_all(root)?;
-        let store = Self { root: root.canonicalize()? };
-        for entry in fs::read_dir(&store.root)? {
+    pub fn prepare(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.root)?;
+        for entry in fs::read_dir(&self.root)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            match name.strip_suffix(UNFINISHED).map(DiskId::from_str) {
-                Some(Ok(_)) => match remove_unfinished(&path) {
-                    Ok(true) => tracing::info!(path = %path.display(), "removed an unfinished disk"),
-                    Ok(false) => {}
-                    Err(error) => tracing::warn!(path = %path.display(), %error, "cannot remove an unfinished disk"),
-                },
-                _ => continue,
+            if !matches!(name.strip_suffix(UNFINISHED).map(DiskId::from_str), Some(Ok(_))) {
+                continue;
+            }
+            match remove_unfinished(&path) {
+                Ok(true) => tracing::info!(path = %path.display(), "removed an unfinished disk"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove an unfinished disk");
+                }
             }
         }
-        Ok(store)
+        Ok(())
     }
 
     /// The directory of a disk.

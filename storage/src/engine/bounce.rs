@@ -25,12 +25,18 @@ pub struct BouncePool {
     free: Vec<u16>,
 }
 
+impl Default for BouncePool {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl BouncePool {
-    const LAYOUT: Layout =
-        match Layout::from_size_align(BUFFERS * BOUNCE_SIZE + ZEROES_SIZE, 4096) {
-            Ok(layout) => layout,
-            Err(_) => panic!("a constant that makes no layout"),
-        };
+    const LAYOUT: Layout = match Layout::from_size_align(BUFFERS * BOUNCE_SIZE + ZEROES_SIZE, 4096)
+    {
+        Ok(layout) => layout,
+        Err(_) => panic!("a constant that makes no layout"),
+    };
 
     /// Sets the buffers aside.
     pub fn new() -> Self {

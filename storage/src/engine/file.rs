@@ -11,11 +11,11 @@
 
 use super::bounce::BouncePool;
 use super::media::{FileMedia, Media, ServedDisk};
+use super::points::{self, AFTER_COMPLETION, AFTER_SUBMIT};
+use super::ranges::Span;
 use super::request::{Ranges, STATUS_ERROR};
 use super::slot::{Chunk, NO_PIECE, Next, Operation, PIECES, Slot, Task};
 use super::uring::{self, FileRef, Uring, operation};
-use super::points::{self, AFTER_COMPLETION, AFTER_SUBMIT};
-use super::ranges::Span;
 use crate::disk::layer::Access;
 use bixi_offload::ring::Segments;
 use io_uring::opcode;
@@ -113,6 +113,10 @@ pub struct FileEngine {
     places: Box<[Place]>,
     free: Vec<u16>,
     chunks: Vec<Chunk>,
+    #[expect(
+        clippy::vec_box,
+        reason = "boxes are lent to slots, which moves a pointer and not a kilobyte"
+    )]
     ranges: Vec<Box<Ranges>>,
     pool: BouncePool,
     /// Requests that wait for an aligned buffer.
@@ -255,13 +259,14 @@ impl FileEngine {
             self.slots[index].status = STATUS_ERROR;
             return self.finished.push_back(id);
         };
+        let abilities = media.layer.abilities();
         loop {
             let slot = &mut self.slots[index];
             // SAFETY: the pieces are mapped until the request is released, as `start` demands.
-            match unsafe { slot.step(result, &media.layer, &mut self.pool) } {
+            match unsafe { slot.step(result, abilities, &mut self.pool) } {
                 Next::Done => return self.finished.push_back(id),
                 Next::Wait => return self.waiting.push_back(id),
-                Next::Run(operation) if media.layer.access() == Access::Memory => {
+                Next::Run(operation) if abilities.access() == Access::Memory => {
                     result = Some(run_in_place(&operation, media));
                 }
                 Next::Run(operation) => {
@@ -368,9 +373,9 @@ fn fill(slot: &mut Slot, data: &Segments<'_>, chunks: &mut Vec<Chunk>) -> Result
 
 fn entry(operation: &Operation, file: FileRef) -> io_uring::squeue::Entry {
     match *operation {
-        Operation::Read { pieces, count, offset } => operation!(file, |fd| {
-            opcode::Readv::new(fd, pieces, count).offset(offset).build()
-        }),
+        Operation::Read { pieces, count, offset } => {
+            operation!(file, |fd| opcode::Readv::new(fd, pieces, count).offset(offset).build())
+        }
         Operation::Write { pieces, count, offset, durable } => {
             let flags = if durable { libc::RWF_DSYNC } else { 0 };
             operation!(file, |fd| {

@@ -47,6 +47,13 @@ pub struct FileMedia {
     pub ranges: RangeLocks,
 }
 
+impl FileMedia {
+    /// A disk in this file, nothing of it being changed.
+    pub fn new(layer: LayerFile) -> Self {
+        Self { layer, ranges: RangeLocks::default() }
+    }
+}
+
 /// What was done on one queue. Written by the queue's worker alone, read by anybody; a cache line of its own, so that
 /// workers do not disturb each other.
 #[derive(Debug, Default)]
@@ -228,7 +235,13 @@ mod tests {
     #[test]
     fn counters_of_all_queues_are_summed() {
         let media = Media::Null;
-        let disk = ServedDisk { size: 512, serial: [0; 20], read_only: false, media, counters: counters(3) };
+        let disk = ServedDisk {
+            size: 512,
+            serial: [0; 20],
+            read_only: false,
+            media,
+            counters: counters(3),
+        };
         let done = Done { reads: 2, read_bytes: 8192, errors: 1, ..Done::default() };
         disk.counters[0].add(&done);
         disk.counters[2].add(&done);

@@ -17,6 +17,7 @@
 pub mod bounce;
 pub mod config;
 pub mod file;
+pub mod harness;
 pub mod media;
 pub mod points;
 pub mod ranges;

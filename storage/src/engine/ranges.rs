@@ -146,7 +146,8 @@ mod tests {
     #[test]
     fn a_span_longer_than_the_map_takes_all_of_it() {
         let locks = RangeLocks::default();
-        for (start, end) in [(0, 1 << 40), (4096 * 63, 4096 * 63 + BITS * BLOCK), (7, BITS * BLOCK)] {
+        for (start, end) in [(0, 1 << 40), (4096 * 63, 4096 * 63 + BITS * BLOCK), (7, BITS * BLOCK)]
+        {
             assert!(locks.try_lock(span(start, end)));
             for at in [0, 4096 * 62, 1 << 30, (1 << 50) - 1] {
                 assert!(!locks.try_lock(span(at, at + 1)));

@@ -107,7 +107,7 @@ impl Ranges {
         })
     }
 
-    fn push(&mut self, span: Span, unmap: bool) {
+    pub(super) fn push(&mut self, span: Span, unmap: bool) {
         self.spans[self.count] = span;
         self.unmap |= u32::from(unmap) << self.count;
         self.count += 1;
@@ -126,8 +126,13 @@ pub fn parse<'a>(chain: &Chain<'a>, limits: &Limits) -> Request<'a> {
     let (readable, writable) = (chain.readable(), chain.writable());
     let length = writable.len();
     // A driver that left no room for a status cannot be told anything; nothing is done for it.
-    let Some((room, status)) = length.checked_sub(1).and_then(|data| writable.split_at(data)) else {
-        return Request { operation: Operation::Refuse(STATUS_ERROR), status: writable, writable: 0 };
+    let Some((room, status)) = length.checked_sub(1).and_then(|data| writable.split_at(data))
+    else {
+        return Request {
+            operation: Operation::Refuse(STATUS_ERROR),
+            status: writable,
+            writable: 0,
+        };
     };
     let operation = operation(&readable, room, limits).unwrap_or_else(Operation::Refuse);
     Request { operation, status, writable: length as u32 }
@@ -169,7 +174,7 @@ impl Limits {
     fn place(&self, sector: u64, length: u64) -> Result<Span, u8> {
         let start = sector.checked_mul(SECTOR).ok_or(STATUS_ERROR)?;
         let end = start.checked_add(length).ok_or(STATUS_ERROR)?;
-        if end > self.size || length % SECTOR != 0 {
+        if end > self.size || !length.is_multiple_of(SECTOR) {
             return Err(STATUS_ERROR);
         }
         Ok(Span { start, end })
@@ -177,7 +182,7 @@ impl Limits {
 
     /// The ranges in `data`: { sector u64, sectors u32, flags u32 } each.
     fn ranges(&self, data: &Segments<'_>, limit: u64, known_flags: u32) -> Result<Ranges, u8> {
-        if self.read_only || data.is_empty() || data.len() % RANGE != 0 {
+        if self.read_only || data.is_empty() || !data.len().is_multiple_of(RANGE) {
             return Err(STATUS_ERROR);
         }
         if data.len() / RANGE > RANGES {

@@ -4,10 +4,10 @@
 //! are answered at once. Invariants: the guest memory of a queue is held until its last request was answered; a queue
 //! goes back only when nothing of it is under way.
 
-use super::points::{self, AFTER_PUBLISH};
 use super::config::FEATURE_FLUSH;
 use super::file::{FileEngine, Finished, NotStarted, Ticket, Work};
 use super::media::{Done, Media, MemoryMedia, ServedDisk};
+use super::points::{self, AFTER_PUBLISH};
 use super::request::{self, Limits, Operation, STATUS_ERROR, STATUS_OK};
 use super::slot::Task;
 use bixi_offload::card::DeviceId;
@@ -389,3 +389,7 @@ impl WorkerService for BlockService {
         self.engine.arm()
     }
 }
+
+#[cfg(test)]
+#[path = "service_tests.rs"]
+mod tests;

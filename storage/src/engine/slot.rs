@@ -18,7 +18,7 @@ use super::bounce::{BOUNCE_SIZE, Bounce, BouncePool, ZEROES_SIZE, gather, scatte
 use super::points::{self, AFTER_LOAD};
 use super::ranges::{BLOCK, Span};
 use super::request::{Ranges, STATUS_ERROR, STATUS_OK};
-use crate::disk::layer::{Access, LayerFile};
+use crate::disk::layer::{Abilities, Access};
 
 /// Pieces of guest memory that a slot holds itself; a request with more borrows a [`Chunk`].
 const INLINE: usize = 8;
@@ -277,31 +277,31 @@ impl Slot {
     pub unsafe fn step(
         &mut self,
         result: Option<i32>,
-        layer: &LayerFile,
+        abilities: &Abilities,
         pool: &mut BouncePool,
     ) -> Next {
         if let Some(result) = result {
-            if let Some(again) = self.again(result, layer) {
+            if let Some(again) = self.again(result, abilities) {
                 return again;
             }
             // SAFETY: promised by the caller.
-            if let Some(next) = unsafe { self.finished(result, layer, pool) } {
+            if let Some(next) = unsafe { self.finished(result, abilities, pool) } {
                 return next;
             }
         }
         // SAFETY: promised by the caller.
-        unsafe { self.plan(layer, pool) }
+        unsafe { self.plan(abilities, pool) }
     }
 
     /// The same operation once more, where the kernel was only interrupted.
-    fn again(&mut self, result: i32, layer: &LayerFile) -> Option<Next> {
+    fn again(&mut self, result: i32, abilities: &Abilities) -> Option<Next> {
         if !matches!(-result, libc::EINTR | libc::EAGAIN) {
             return None;
         }
         Some(Next::Run(match self.stage {
             Stage::Direct => self.direct(),
             Stage::Load | Stage::Store => self.buffered(),
-            Stage::Hole => self.hole(layer)?,
+            Stage::Hole => self.hole(abilities)?,
             _ => Operation::Flush,
         }))
     }
@@ -313,11 +313,11 @@ impl Slot {
     unsafe fn finished(
         &mut self,
         result: i32,
-        layer: &LayerFile,
+        abilities: &Abilities,
         pool: &mut BouncePool,
     ) -> Option<Next> {
         if result < 0 {
-            return self.failed(-result, layer, pool);
+            return self.failed(-result, abilities, pool);
         }
         match self.stage {
             Stage::Direct | Stage::Load | Stage::Store if result == 0 => Some(self.fail(pool)),
@@ -343,11 +343,11 @@ impl Slot {
         }
     }
 
-    fn failed(&mut self, error: i32, layer: &LayerFile, pool: &mut BouncePool) -> Option<Next> {
+    fn failed(&mut self, error: i32, abilities: &Abilities, pool: &mut BouncePool) -> Option<Next> {
         if self.stage == Stage::Hole && matches!(error, libc::EOPNOTSUPP | libc::ENOSYS) {
-            match self.hole(layer) {
-                Some(Operation::Punch(_)) => layer.punch_hole_unsupported(),
-                _ => layer.zero_range_unsupported(),
+            match self.hole(abilities) {
+                Some(Operation::Punch(_)) => abilities.punch_hole_unsupported(),
+                _ => abilities.zero_range_unsupported(),
             }
             self.become_stage(Stage::Ready);
             return None;
@@ -377,22 +377,22 @@ impl Slot {
     ///
     /// # Safety
     /// As [`Slot::step`].
-    unsafe fn plan(&mut self, layer: &LayerFile, pool: &mut BouncePool) -> Next {
+    unsafe fn plan(&mut self, abilities: &Abilities, pool: &mut BouncePool) -> Next {
         if self.left == 0
-            && let Some(next) = self.next_part(layer, pool)
+            && let Some(next) = self.next_part(abilities, pool)
         {
             return next;
         }
-        if self.stage != Stage::Waiting && self.is_aligned(layer.access()) {
+        if self.stage != Stage::Waiting && self.is_aligned(abilities.access()) {
             self.become_stage(Stage::Direct);
             return Next::Run(self.direct());
         }
         // SAFETY: promised by the caller.
-        unsafe { self.begin_window(layer.access(), pool) }
+        unsafe { self.begin_window(abilities.access(), pool) }
     }
 
     /// All of the present part is done: the end, or another part. `None` if that part is a write.
-    fn next_part(&mut self, layer: &LayerFile, pool: &BouncePool) -> Option<Next> {
+    fn next_part(&mut self, abilities: &Abilities, pool: &BouncePool) -> Option<Next> {
         match self.task {
             Task::Read | Task::Write => return Some(self.done()),
             Task::Flush => {}
@@ -401,7 +401,7 @@ impl Slot {
                     if self.position >= span.end {
                         self.range += 1;
                         self.position = 0;
-                    } else if let Some(operation) = self.hole(layer) {
+                    } else if let Some(operation) = self.hole(abilities) {
                         self.become_stage(Stage::Hole);
                         return Some(Next::Run(operation));
                     } else if self.task == Task::Discard {
@@ -429,21 +429,21 @@ impl Slot {
     }
 
     /// What the file system can do for the range under way as a whole: whole blocks only.
-    fn hole(&mut self, layer: &LayerFile) -> Option<Operation> {
+    fn hole(&mut self, abilities: &Abilities) -> Option<Operation> {
         let (span, unmap) = self.current_range()?;
         let blocks = match self.task {
             Task::Discard => self.position.next_multiple_of(BLOCK),
             _ => self.position,
         };
         let end = span.end - span.end % BLOCK;
-        if blocks % BLOCK != 0 || blocks >= end {
+        if !blocks.is_multiple_of(BLOCK) || blocks >= end {
             return None;
         }
         let whole = Span { start: blocks, end };
         match self.task {
-            Task::Discard => layer.punch_hole().then_some(Operation::Punch(whole)),
-            _ if unmap && layer.punch_hole() => Some(Operation::Punch(whole)),
-            _ => layer.zero_range().then_some(Operation::Zero(whole)),
+            Task::Discard => abilities.punch_hole().then_some(Operation::Punch(whole)),
+            _ if unmap && abilities.punch_hole() => Some(Operation::Punch(whole)),
+            _ => abilities.zero_range().then_some(Operation::Zero(whole)),
         }
     }
 
@@ -456,7 +456,7 @@ impl Slot {
     /// Makes the next part of the range under way a write of zeroes: up to the next block, or whole blocks where the
     /// file system cannot zero them itself.
     fn write_zeroes(&mut self, span: Span, zeroes: *mut u8) {
-        let ragged = self.position % BLOCK != 0 || span.end - self.position < BLOCK;
+        let ragged = !self.position.is_multiple_of(BLOCK) || span.end - self.position < BLOCK;
         let end = match ragged {
             true => span.end.min((self.position + 1).next_multiple_of(BLOCK)),
             false => {
@@ -607,3 +607,7 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "slot_tests.rs"]
+mod tests;

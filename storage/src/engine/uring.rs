@@ -71,8 +71,7 @@ impl Uring {
         let table = ring.submitter().register_files_sparse(FILES).is_ok();
         let files = vec![false; if table { FILES as usize } else { 0 }];
         let ring = ManuallyDrop::new(ring);
-        let mut ring =
-            Self { ring, event, in_flight: 0, armed: false, files, refused: false };
+        let mut ring = Self { ring, event, in_flight: 0, armed: false, files, refused: false };
         ring.ring.completion().disable_eventfd();
         Ok(ring)
     }
