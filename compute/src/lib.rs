@@ -7,11 +7,16 @@
 //! [`memory`], the board and its devices. vCPU threads call devices through [`bus`]; devices interrupt the guest
 //! through [`interrupts`].
 
+pub mod acpi;
 pub mod board;
+pub mod boot;
 pub mod bus;
+pub mod config;
 pub mod console;
 pub mod device;
 pub mod doorbell;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod interrupts;
 pub mod kvm;
 pub mod log_limit;

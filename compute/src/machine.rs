@@ -247,6 +247,20 @@ impl Machine {
         stuck.map_or(Ok(()), |vcpu| Err(MachineError::Stuck { index: vcpu.index() }))
     }
 
+    /// The same for a task, without blocking it: device tasks go on meanwhile.
+    pub fn parking(&self) -> impl Future<Output = Result<(), MachineError>> + Send + 'static {
+        self.vcpus.iter().for_each(VcpuThread::park);
+        let waits: Vec<_> = self.vcpus.iter().map(|vcpu| (vcpu.index(), vcpu.parked())).collect();
+        async move {
+            let deadline = tokio::time::Instant::now() + PARK_DEADLINE;
+            for (index, parked) in waits {
+                let parked = tokio::time::timeout_at(deadline, parked).await;
+                parked.map_err(|_| MachineError::Stuck { index })?;
+            }
+            Ok(())
+        }
+    }
+
     /// Everything but memory goes back to power-on. The vCPUs stand still.
     ///
     /// # Errors

@@ -63,6 +63,8 @@ const UPDATE_ENDED: u8 = 1 << 4;
 const INTERRUPT: u8 = 1 << 7;
 /// Register D: the battery is good.
 const VALID: u8 = 1 << 7;
+/// No two calendars that the registers can hold are further apart.
+const MAX_OFFSET_S: u64 = 1 << 40;
 /// An alarm byte from here on matches every value.
 const ANY: u8 = 0xc0;
 
@@ -453,6 +455,9 @@ impl Device for Rtc {
             |what: &str| RestoreError::Value { device: KIND.to_owned(), what: what.to_owned() };
         let memory: [u8; SIZE] =
             state.memory.try_into().map_err(|_| wrong("another size of memory"))?;
+        if state.offset_s.unsigned_abs() > MAX_OFFSET_S {
+            return Err(wrong("an impossible offset"));
+        }
         let index = u8::try_from(state.index).ok().filter(|index| usize::from(*index) < SIZE);
         let mut registers = self.lock();
         registers.index = index.ok_or_else(|| wrong("an impossible index"))?;

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Enough for the run loop and the deepest device handler, of which only what is touched costs memory.
 const STACK_BYTES: usize = 256 << 10;
@@ -54,7 +55,10 @@ struct Shared {
     index: u8,
     vcpu: Mutex<Vcpu>,
     gate: Mutex<Gate>,
+    /// For the thread, and for whoever waits for it blocking.
     changed: Condvar,
+    /// For who waits for it in a task.
+    parked: Notify,
     /// Whether the thread shall park; looked at before every `KVM_RUN`.
     stop: AtomicBool,
     exits: ExitCounters,
@@ -63,6 +67,12 @@ struct Shared {
 }
 
 impl Shared {
+    fn set_parked(&self, gate: &mut Gate) {
+        gate.parked = true;
+        self.changed.notify_all();
+        self.parked.notify_waiters();
+    }
+
     fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,6 +98,7 @@ impl VcpuThread {
             vcpu: Mutex::new(vcpu),
             gate: Mutex::new(Gate { order: Order::Park, parked: false }),
             changed: Condvar::new(),
+            parked: Notify::new(),
             stop: AtomicBool::new(true),
             exits: ExitCounters::default(),
             failure: Mutex::new(None),
@@ -151,6 +162,23 @@ impl VcpuThread {
         true
     }
 
+    /// The same for a task: done when the vCPU is parked.
+    pub fn parked(&self) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            loop {
+                let parked = shared.parked.notified();
+                tokio::pin!(parked);
+                // Registered before the look, so that a parking in between wakes.
+                parked.as_mut().enable();
+                if shared.gate().parked {
+                    return;
+                }
+                parked.await;
+            }
+        }
+    }
+
     /// Works on the vCPU, which should be parked: a running one is waited for.
     pub fn with<R>(&self, work: impl FnOnce(&mut Vcpu) -> R) -> R {
         work(&mut self.shared.vcpu.lock().unwrap_or_else(PoisonError::into_inner))
@@ -192,8 +220,7 @@ impl Drop for Watch<'_> {
         if std::thread::panicking() {
             let failure = Failure::new("its thread panicked");
             *self.0.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
-            self.0.gate().parked = true;
-            self.0.changed.notify_all();
+            self.0.set_parked(&mut self.0.gate());
             self.0.around.bell.ring(Ring::VcpuFailed);
         }
     }
@@ -237,8 +264,7 @@ fn wait_for_orders(shared: &Shared) -> bool {
             Order::Quit => return false,
             Order::Run => return true,
             Order::Park => {
-                gate.parked = true;
-                shared.changed.notify_all();
+                shared.set_parked(&mut gate);
                 gate = shared.changed.wait(gate).unwrap_or_else(PoisonError::into_inner);
             }
         }
