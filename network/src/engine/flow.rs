@@ -45,6 +45,10 @@ pub const LEAST: u32 = WAYS as u32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlowIndex(u32);
 
+/// The ways of a group that a flow may be in.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Candidates(u16);
+
 /// What a look-up found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -74,12 +78,22 @@ impl Tags {
     /// A bit for each way that has `tag`.
     #[inline]
     fn matches(&self, tag: u16) -> u32 {
-        // Written so that the compiler uses vector compares.
-        let mut mask = 0;
-        for (way, other) in self.0.iter().enumerate() {
-            mask |= u32::from(*other == tag) << way;
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{
+                __m128i, _mm_cmpeq_epi16, _mm_movemask_epi8, _mm_packs_epi16, _mm_set1_epi16,
+            };
+            // SAFETY: SSE2 is part of the architecture; `Tags` is 32 bytes, aligned to 32, and any bytes are valid.
+            unsafe {
+                let [low, high]: [__m128i; 2] = std::mem::transmute(*self);
+                let wanted = _mm_set1_epi16(tag as i16);
+                let equal =
+                    _mm_packs_epi16(_mm_cmpeq_epi16(low, wanted), _mm_cmpeq_epi16(high, wanted));
+                _mm_movemask_epi8(equal) as u32
+            }
         }
-        mask
+        #[cfg(not(target_arch = "x86_64"))]
+        self.0.iter().enumerate().fold(0, |mask, (way, tag_)| mask | u32::from(*tag_ == tag) << way)
     }
 }
 
@@ -150,26 +164,34 @@ impl FlowTable {
         key.hash(self.table.seed())
     }
 
-    /// Asks the processor for what [`FlowTable::find`] will look at, without waiting.
-    #[inline]
-    pub fn prefetch(&self, hash: u64) {
+    /// Which records may hold a flow with this hash; the processor is asked for the first, without waiting.
+    #[inline(always)]
+    pub fn look(&self, hash: u64) -> Candidates {
         let group = group(hash, self.shift);
         let mask = self.tags[group].matches(tag(hash));
         if mask != 0 {
             self.table.prefetch(group * WAYS + mask.trailing_zeros() as usize);
         }
+        Candidates(mask as u16)
     }
 
-    /// Looks a flow up, and notes a packet of it seen at `now` if it is there.
-    #[inline]
-    pub fn find(&mut self, key: &Key, hash: u64, epoch: u32, now: u32) -> Found {
+    /// Looks a flow up among the candidates that [`FlowTable::look`] named, and notes a packet of it seen at `now` if it is
+    /// there. A flow that came since is a miss.
+    #[inline(always)]
+    pub fn find(
+        &mut self,
+        key: &Key,
+        hash: u64,
+        Candidates(mut ways): Candidates,
+        epoch: u32,
+        now: u32,
+    ) -> Found {
         let group = group(hash, self.shift);
-        let mut mask = self.tags[group].matches(tag(hash));
-        while mask != 0 {
-            let index = group * WAYS + mask.trailing_zeros() as usize;
-            mask &= mask - 1;
+        while ways != 0 {
+            let index = group * WAYS + ways.trailing_zeros() as usize;
+            ways &= ways - 1;
             let Some(record) = self.table.record(index) else { continue };
-            if key_of(record) != *key {
+            if !has_key(record, key) {
                 continue;
             }
             record.0[PACKETS].store(record.0[PACKETS].load(Relaxed) + 1, Relaxed);
@@ -201,6 +223,10 @@ impl FlowTable {
     pub fn insert(&mut self, key: &Key, hash: u64, action: Action, epoch: u32, now: u32) -> bool {
         let Some(word) = action.to_word() else { return false };
         let group = group(hash, self.shift);
+        // Packets of one flow that were looked up together all miss; the first of them has been here.
+        if let Found::Hit(_) = self.find(key, hash, self.look(hash), epoch, now) {
+            return false;
+        }
         let free = self.tags[group].matches(0);
         let way = if free != 0 { free.trailing_zeros() as usize } else { self.victim(group, now) };
         let Some(record) = self.table.record(group * WAYS + way) else { return false };
@@ -250,6 +276,13 @@ fn key_of(record: &Record) -> Key {
     Key(std::array::from_fn(|i| record.0[i + 1].load(Relaxed)))
 }
 
+/// Whether the record has this key. Word by word, so that nothing is put together only to be compared.
+#[inline(always)]
+fn has_key(record: &Record, key: &Key) -> bool {
+    let differs = |i: usize| record.0[i + 1].load(Relaxed) ^ key.0[i];
+    differs(0) | differs(1) | differs(2) | differs(3) == 0
+}
+
 #[inline]
 fn epoch_and_use(epoch: u32, now: u32) -> u64 {
     u64::from(epoch) | u64::from(now) << 32
@@ -284,7 +317,9 @@ mod tests {
 
     impl FlowTable {
         fn find_key(&mut self, key: &Key, epoch: u32, now: u32) -> Found {
-            self.find(key, self.hash(key), epoch, now)
+            let hash = self.hash(key);
+            let candidates = self.look(hash);
+            self.find(key, hash, candidates, epoch, now)
         }
 
         fn insert_key(&mut self, key: &Key, action: Action, epoch: u32, now: u32) -> bool {
@@ -305,6 +340,15 @@ mod tests {
         f.table.decide(index, Action::Drop(crate::engine::action::Reason::Spoofed), 7, 0);
         assert_eq!(f.table.find_key(&key(1), 7, 0), Found::Miss);
         assert!(f.table.is_empty());
+    }
+
+    #[test]
+    fn a_flow_is_remembered_once_however_many_of_its_packets_missed() {
+        let mut f = fixture(1024);
+        for _ in 0..3 {
+            f.table.insert_key(&key(1), local(7), 5, 0);
+        }
+        assert_eq!(f.table.len(), 1);
     }
 
     #[test]

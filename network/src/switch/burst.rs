@@ -1,18 +1,21 @@
-//! A burst of frames: read, parsed, and each given its fate. The same for guests' frames and for those from the underlay.
+//! A burst of frames: read, keyed, and each given its fate. The same for guests' frames and for those from the underlay.
 //!
-//! Invariant: a fate is decided on the head in the burst's own memory; after [`Burst::decide`] no frame is undecided, and after
-//! [`Burst::choose_queues`] none is for a port without a queue.
+//! What a burst knows of its frames is kept in arrays of numbers, not in one structure per frame: a structure that is
+//! written field by field and copied whole soon after waits for its own stores, and that costs more than a look-up.
+//!
+//! Invariant: a fate is decided on the head in the burst's own memory; after [`Burst::decide`] no frame is undecided, and
+//! after [`Burst::choose_queues`] none is for a port without a queue.
 
 use super::counters::Tally;
 use super::frame::SPARE;
 use super::ports::Ports;
 use crate::engine::action::{Action, Answer, Reason};
-use crate::engine::flow::{FlowTable, Found};
+use crate::engine::flow::{Candidates, FlowTable, Found};
 use crate::engine::key::Key;
 use crate::engine::policy::{self, Ingress, Packet};
 use crate::engine::view::{PortIndex, SegmentView};
 use crate::packet::offload::Offload;
-use crate::packet::{ETHERNET, Frame, HEAD, Payload, parse};
+use crate::packet::{ETHERNET, Frame, HEAD, parse};
 use bixi_offload::worker::QueueSlot;
 
 /// Frames in a burst: enough to pay for what is done once per burst, few enough for the nearest cache.
@@ -30,14 +33,16 @@ struct Place([u8; PLACE]);
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Its flow is to be looked up.
-    Undecided,
+    /// It has a key: its flow is to be looked up.
+    Keyed,
+    /// It has none: the layers are to be asked.
+    Unkeyed,
     /// Nothing more is to be done.
     Gone,
     /// It goes to this port.
     Local(PortIndex),
-    /// It goes into this receive queue.
-    Receive(QueueSlot),
+    /// It goes into the receive queue of this number.
+    Receive(u32),
     /// It goes to this end point of its segment.
     Tunnel(u32),
     /// The card answers.
@@ -46,33 +51,31 @@ pub enum Fate {
     TooBig,
 }
 
-/// One frame of a burst.
-#[derive(Debug, Clone, Copy)]
-pub struct Item {
-    /// Bytes of the whole frame.
-    pub length: u32,
-    /// Bytes of it in its place.
-    head: u16,
-    /// What becomes of it.
-    pub fate: Fate,
-    /// The upper half of its flow's hash.
-    pub hash: u32,
-    /// What is left to do on it.
-    pub offload: Offload,
-}
-
-impl Item {
-    const NONE: Self =
-        Self { length: 0, head: 0, fate: Fate::Gone, hash: 0, offload: Offload::NONE };
+impl Fate {
+    /// The queue that it goes into.
+    pub fn queue(self) -> Option<QueueSlot> {
+        match self {
+            Self::Receive(slot) => Some(QueueSlot(slot as usize)),
+            _ => None,
+        }
+    }
 }
 
 /// The frames under way.
 #[derive(Debug)]
 pub struct Burst {
     places: [Place; BATCH],
-    items: [Item; BATCH],
-    frames: [Option<Frame>; BATCH],
-    keys: [(Key, u64); BATCH],
+    /// Bytes of each whole frame.
+    lengths: [u32; BATCH],
+    /// Bytes of it in its place.
+    heads: [u16; BATCH],
+    fates: [Fate; BATCH],
+    keys: [Key; BATCH],
+    hashes: [u64; BATCH],
+    candidates: [Candidates; BATCH],
+    /// What is left to do; of those whose bit in `plain` is not set.
+    offloads: [Offload; BATCH],
+    plain: u32,
     len: usize,
 }
 
@@ -81,9 +84,14 @@ impl Burst {
     pub fn new() -> Box<Self> {
         Box::new(Self {
             places: [Place([0; PLACE]); BATCH],
-            items: [Item::NONE; BATCH],
-            frames: [None; BATCH],
-            keys: [(Key([0; 4]), 0); BATCH],
+            lengths: [0; BATCH],
+            heads: [0; BATCH],
+            fates: [Fate::Gone; BATCH],
+            keys: [Key([0; 4]); BATCH],
+            hashes: [0; BATCH],
+            candidates: [Candidates::default(); BATCH],
+            offloads: [Offload::NONE; BATCH],
+            plain: 0,
             len: 0,
         })
     }
@@ -91,7 +99,7 @@ impl Burst {
     /// Forgets all frames.
     #[inline]
     pub fn clear(&mut self) {
-        self.len = 0;
+        (self.len, self.plain) = (0, 0);
     }
 
     /// How many frames there are.
@@ -100,33 +108,53 @@ impl Burst {
         self.len
     }
 
+    /// What becomes of frame `index`.
     #[inline]
-    pub fn item(&self, index: usize) -> Item {
-        self.items[index]
+    pub fn fate(&self, index: usize) -> Fate {
+        self.fates[index]
     }
 
     /// Marks a frame as done.
     #[inline]
     pub fn done(&mut self, index: usize) {
-        self.items[index].fate = Fate::Gone;
+        self.fates[index] = Fate::Gone;
+    }
+
+    /// The upper half of the hash of a frame's flow.
+    #[inline]
+    pub fn hash(&self, index: usize) -> u32 {
+        (self.hashes[index] >> 32) as u32
+    }
+
+    /// What is left to do on a frame; none if nothing is.
+    #[inline]
+    pub fn offload(&self, index: usize) -> Option<Offload> {
+        if self.plain >> index & 1 == 1 { None } else { Some(self.offloads[index]) }
+    }
+
+    /// Bytes of the whole frame.
+    #[inline]
+    pub fn length(&self, index: usize) -> usize {
+        self.lengths[index] as usize
     }
 
     /// The head of a frame, with room for a virtio-net header before it.
     #[inline]
     pub fn head(&mut self, index: usize) -> &mut [u8] {
-        let head = usize::from(self.items[index].head);
+        let head = usize::from(self.heads[index]).min(HEAD);
         &mut self.places[index].0[..SPARE + head]
     }
 
-    /// The parsed headers of a frame.
+    /// The headers of a frame, parsed anew: for what is done rarely.
     pub fn frame(&self, index: usize) -> Option<Frame> {
-        self.frames[index]
+        let head = usize::from(self.heads[index]).min(HEAD);
+        parse(&self.places[index].0[SPARE..SPARE + head], self.lengths[index] as usize).ok()
     }
 
     /// How many of the frames from `first` on have this fate.
     #[inline]
     pub fn count(&self, first: usize, fate: Fate) -> usize {
-        self.items[first..self.len].iter().filter(|item| item.fate == fate).count()
+        self.fates[first..self.len].iter().filter(|other| **other == fate).count()
     }
 
     /// Adds a frame of `length` bytes whose header and head `read` puts where it is told, `header` bytes of header first;
@@ -149,91 +177,129 @@ impl Burst {
         self.len += 1;
         tally.frames += 1;
         tally.bytes += length as u64;
-        let item = &mut self.items[index];
-        *item = Item::NONE;
         let place = &mut self.places[index].0;
         let start = SPARE - header.min(SPARE);
         let got = read(&mut place[start..SPARE + HEAD.min(length)]).saturating_sub(header);
-        let head = &place[SPARE..SPARE + got.min(HEAD)];
-        item.length = length as u32;
-        item.head = head.len() as u16;
-        let Ok(frame) = parse(head, length) else {
-            self.frames[index] = None;
-            return tally.drop(Reason::Malformed);
-        };
-        self.frames[index] = Some(frame);
-        if header != 0 && !Offload::is_plain(&place[start..]) {
-            match Offload::read(&place[start..], features, &frame, length) {
-                Ok(offload) => item.offload = offload,
+        let head = got.min(HEAD);
+        self.lengths[index] = length as u32;
+        self.heads[index] = head as u16;
+        let plain = header == 0 || Offload::is_plain(&place[start..]);
+        self.plain |= u32::from(plain) << index;
+        match Key::of_ordinary(&place[SPARE..SPARE + head], length) {
+            Some(key) if plain => {
+                self.keys[index] = key;
+                self.fates[index] = Fate::Keyed;
+            }
+            _ => self.add_rare(index, start, features, tally),
+        }
+    }
+
+    /// Reads the headers of a frame that is not the ordinary one.
+    #[cold]
+    fn add_rare(&mut self, index: usize, start: usize, features: u64, tally: &mut Tally) {
+        self.fates[index] = Fate::Gone;
+        let Some(frame) = self.frame(index) else { return tally.drop(Reason::Malformed) };
+        if self.offload(index).is_some() {
+            let header = &self.places[index].0[start..];
+            match Offload::read(header, features, &frame, self.lengths[index] as usize) {
+                Ok(offload) => self.offloads[index] = offload,
                 Err(_) => return tally.drop(Reason::Malformed),
             }
         }
-        item.fate = Fate::Undecided;
-    }
-
-    /// Makes the key of frame `index`, and asks the processor for its flow.
-    #[inline(always)]
-    pub fn look_ahead(&mut self, index: usize, flows: &FlowTable, vni: u32) {
-        let Some(frame @ Frame { payload: Payload::Ipv4(ipv4), .. }) = &self.frames[index] else {
-            return;
-        };
-        let key = Key::new(frame, ipv4, vni);
-        let hash = flows.hash(&key);
-        flows.prefetch(hash);
-        self.keys[index] = (key, hash);
-        self.items[index].hash = (hash >> 32) as u32;
-    }
-
-    /// Decides the fate of frame `index`, if it has none yet.
-    #[inline(always)]
-    pub fn decide(&mut self, index: usize, by: &mut Decider<'_>, tally: &mut Tally) {
-        let (Some(frame), item) = (&self.frames[index], &mut self.items[index]) else { return };
-        if item.fate != Fate::Undecided {
-            return;
-        }
-        let packet = Packet { ingress: by.ingress, segment: by.segment, frame };
-        let (key, hash) = &self.keys[index];
-        let action = match frame.payload {
-            Payload::Ipv4(_) => by.action(&packet, key, *hash, tally),
-            _ => policy::decide(&packet),
-        };
-        item.fate = match action {
-            Action::Drop(reason) => {
-                tally.drop(reason);
-                Fate::Gone
+        self.fates[index] = match Key::of(&frame) {
+            Some(key) => {
+                self.keys[index] = key;
+                Fate::Keyed
             }
-            Action::Answer(answer) => Fate::Answer(answer),
-            _ if is_too_big(item, by.segment.mtu) => Fate::TooBig,
-            Action::Tunnel(endpoint) => Fate::Tunnel(endpoint),
-            Action::Local(port) => Fate::Local(port),
+            None => Fate::Unkeyed,
         };
+    }
+
+    /// Decides the fate of every frame. First all flows are asked for, then looked at: the processor fetches them at once.
+    #[inline]
+    pub fn decide(&mut self, by: &mut Decider<'_>, vni: u32, tally: &mut Tally) {
+        for index in 0..self.len.min(BATCH) {
+            if self.fates[index] == Fate::Keyed {
+                let key = self.keys[index].in_segment(vni);
+                let hash = by.flows.hash(&key);
+                (self.keys[index], self.hashes[index]) = (key, hash);
+                self.candidates[index] = by.flows.look(hash);
+            }
+        }
+        for index in 0..self.len.min(BATCH) {
+            let action = match self.fates[index] {
+                Fate::Keyed => {
+                    let (key, hash) = (&self.keys[index], self.hashes[index]);
+                    let candidates = self.candidates[index];
+                    match by.flows.find(key, hash, candidates, by.segment.epoch, by.now) {
+                        Found::Hit(action) => action,
+                        found => self.first_packet(index, by, found, tally),
+                    }
+                }
+                Fate::Unkeyed => self.first_packet(index, by, Found::Miss, tally),
+                _ => continue,
+            };
+            self.fates[index] = match action {
+                Action::Drop(reason) => {
+                    tally.drop(reason);
+                    Fate::Gone
+                }
+                Action::Answer(answer) => Fate::Answer(answer),
+                _ if self.is_too_big(index, by.segment.mtu) => Fate::TooBig,
+                Action::Tunnel(endpoint) => Fate::Tunnel(endpoint),
+                Action::Local(port) => Fate::Local(port),
+            };
+        }
+    }
+
+    /// Asks the layers, and remembers what they say.
+    #[cold]
+    fn first_packet(
+        &mut self,
+        index: usize,
+        by: &mut Decider<'_>,
+        found: Found,
+        tally: &mut Tally,
+    ) -> Action {
+        let Some(frame) = self.frame(index) else { return Action::Drop(Reason::Malformed) };
+        let packet = Packet { ingress: by.ingress, segment: by.segment, frame: &frame };
+        let action = policy::decide(&packet);
+        if self.fates[index] == Fate::Keyed {
+            let (key, hash) = (&self.keys[index], self.hashes[index]);
+            tally.evicted += u64::from(by.remember(key, hash, found, action));
+        }
+        action
+    }
+
+    /// Whether a packet exceeds the segment's MTU: whole, or each of the segments that it is to be cut into.
+    #[inline]
+    fn is_too_big(&self, index: usize, mtu: u16) -> bool {
+        let cut = self.offload(index).and_then(|offload| offload.segmentation);
+        let carried = match cut {
+            None => self.lengths[index] as usize,
+            Some(cut) => usize::from(cut.headers) + usize::from(cut.size),
+        };
+        carried > ETHERNET + usize::from(mtu)
     }
 
     /// Chooses the receive queue of every frame for a port of this process. A port without any loses the frame.
     #[inline]
     pub fn choose_queues(&mut self, ports: &Ports) {
-        for item in &mut self.items[..self.len] {
-            let Fate::Local(index) = item.fate else { continue };
+        for (fate, hash) in self.fates[..self.len].iter_mut().zip(&self.hashes) {
+            let Fate::Local(index) = *fate else { continue };
             let Some(port) = ports.port(index) else {
-                item.fate = Fate::Gone;
+                *fate = Fate::Gone;
                 continue;
             };
-            item.fate = port.receive_queue(item.hash).map_or(Fate::Gone, Fate::Receive);
-            if item.fate == Fate::Gone {
-                port.counters.add_received(0, 0, 1);
-            }
+            *fate = match port.receive_queue((*hash >> 32) as u32) {
+                Some(slot) => Fate::Receive(slot.0 as u32),
+                None => {
+                    port.counters.add_received(0, 0, 1);
+                    Fate::Gone
+                }
+            };
         }
     }
-}
-
-/// Whether a packet exceeds the segment's MTU: whole, or each of the segments that it is to be cut into.
-#[inline]
-fn is_too_big(item: &Item, mtu: u16) -> bool {
-    let carried = match item.offload.segmentation {
-        None => item.length as usize,
-        Some(cut) => usize::from(cut.headers) + usize::from(cut.size),
-    };
-    carried > ETHERNET + usize::from(mtu)
 }
 
 /// Whoever decides about the frames of one burst, all from one place and in one segment.
@@ -250,32 +316,17 @@ pub struct Decider<'a> {
 }
 
 impl Decider<'_> {
-    /// What the flow cache says, or the layers where it says nothing.
-    #[inline(always)]
-    fn action(&mut self, packet: &Packet<'_>, key: &Key, hash: u64, tally: &mut Tally) -> Action {
-        let epoch = self.segment.epoch;
-        match self.flows.find(key, hash, epoch, self.now) {
-            Found::Hit(action) => action,
+    /// Remembers what was decided about a flow that was not found, or whose decision was of another epoch; returns whether
+    /// another flow had to go.
+    fn remember(&mut self, key: &Key, hash: u64, found: Found, action: Action) -> bool {
+        let (epoch, now) = (self.segment.epoch, self.now);
+        match found {
+            Found::Hit(_) => false,
+            Found::Miss => self.flows.insert(key, hash, action, epoch, now),
             Found::Stale(flow) => {
-                let action = policy::decide(packet);
-                self.flows.decide(flow, action, epoch, self.now);
-                action
+                self.flows.decide(flow, action, epoch, now);
+                false
             }
-            Found::Miss => self.first_packet(packet, key, hash, tally),
         }
-    }
-
-    #[cold]
-    fn first_packet(
-        &mut self,
-        packet: &Packet<'_>,
-        key: &Key,
-        hash: u64,
-        tally: &mut Tally,
-    ) -> Action {
-        let action = policy::decide(packet);
-        let evicted = self.flows.insert(key, hash, action, self.segment.epoch, self.now);
-        tally.evicted += u64::from(evicted);
-        action
     }
 }

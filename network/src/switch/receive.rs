@@ -6,13 +6,16 @@
 //! own frames and stops nobody.
 
 use super::frame::{Outgoing, Rest, SPARE};
-use crate::packet::offload::{Offload, feature, header_length};
-use bixi_offload::memory::GuestMemory;
+use crate::packet::offload::{HEADER, LEGACY_HEADER, Offload, feature, header_length};
+use bixi_offload::memory::{GuestBytes, GuestMemory};
 use bixi_offload::ring::{Batch, RingError, SplitQueue};
 use std::sync::Arc;
 
 /// The most buffers that one frame may take: a 64 KiB frame in buffers of a small MTU.
 pub const MERGE_LIMIT: usize = 128;
+
+/// The header of a frame that leaves nothing to do: one buffer.
+const PLAIN: [u8; SPARE] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
 /// Before the first take, `used` is above everything.
 const NOT_TAKEN: usize = usize::MAX;
@@ -63,6 +66,43 @@ impl<'a> Receiver<'a> {
     /// The features that the driver accepted.
     pub fn features(&self) -> u64 {
         self.queue.features()
+    }
+
+    /// Gives a frame to the guest that leaves nothing to do, if it fits one piece of memory: a head behind [`SPARE`] bytes,
+    /// and `rest` bytes that `copy` puts where it is told. False, and nothing given, if it does not.
+    #[inline(always)]
+    #[must_use]
+    pub fn give_simple(
+        &mut self,
+        head: &[u8],
+        rest: usize,
+        more: usize,
+        copy: impl FnOnce(GuestBytes<'_>) -> bool,
+    ) -> bool {
+        if !self.has_buffer(more + 1) {
+            return false;
+        }
+        let Some(chain) = self.buffers.chain(&self.memory, self.used) else { return false };
+        let room = chain.writable().first();
+        let frame = &head[SPARE..];
+        let need = self.header + frame.len() + rest;
+        if room.len() < need {
+            return false;
+        }
+        // Written one after the other: a frame that is read right behind a header that was written just now would wait
+        // for the header's stores.
+        let given = match self.header {
+            HEADER => room.write(HEADER, frame) && room.write(0, &PLAIN),
+            _ => room.write(LEGACY_HEADER, frame) && room.write(0, &PLAIN[..LEGACY_HEADER]),
+        };
+        let copied = rest == 0 || room.slice(need - rest, rest).is_some_and(copy);
+        if !given || !copied {
+            return false;
+        }
+        self.queue.complete(chain.head(), need as u32);
+        self.used += 1;
+        self.count(need);
+        true
     }
 
     /// Gives `frame` to the guest, with `offload` left to it, which it accepts. `more` frames will follow, as far as is

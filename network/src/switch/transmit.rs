@@ -11,7 +11,7 @@ use crate::engine::policy::Ingress;
 use crate::engine::view::PortIndex;
 use crate::packet::offload::{Offload, header_length};
 use crate::underlay::{Batch as DatagramBatch, Target, Underlay};
-use bixi_offload::memory::GuestMemory;
+use bixi_offload::memory::{GuestBytes, GuestMemory};
 use bixi_offload::ring::{Batch, RingError};
 use bixi_offload::worker::{QueueFault, QueueSlot};
 use std::sync::Arc;
@@ -20,6 +20,9 @@ use std::sync::Arc;
 trait Rests {
     /// The rest of frame `index`, of whose bytes the burst has the first `head`.
     fn rest(&self, index: usize, head: usize) -> Rest<'_>;
+
+    /// Copies that rest to `to`, which is as long, if it is in one piece. False if it is not.
+    fn copy(&self, index: usize, head: usize, to: GuestBytes<'_>) -> bool;
 }
 
 /// Chains of a guest.
@@ -36,12 +39,24 @@ impl Rests for Chains<'_> {
         let behind = chain.and_then(|chain| chain.readable().split_at(self.header + head));
         behind.map_or(Rest::NONE, |(_, rest)| Rest::Guest(rest))
     }
+
+    #[inline(always)]
+    fn copy(&self, index: usize, head: usize, to: GuestBytes<'_>) -> bool {
+        let Some(chain) = self.batch.chain(self.memory, index) else { return false };
+        let piece = chain.readable().first().slice(self.header + head, to.len());
+        piece.is_some_and(|piece| to.copy_from(&piece) == to.len())
+    }
 }
 
 impl Rests for DatagramBatch<'_> {
     #[inline]
     fn rest(&self, index: usize, head: usize) -> Rest<'_> {
         Rest::Ours(self.frame(index).get(head..).unwrap_or(&[]))
+    }
+
+    #[inline]
+    fn copy(&self, index: usize, head: usize, to: GuestBytes<'_>) -> bool {
+        self.frame(index).get(head..).is_some_and(|rest| to.write(0, rest))
     }
 }
 
@@ -92,11 +107,12 @@ impl Switch {
                     n
                 });
             }
-            let by = Decider { ingress: Ingress::Overlay, segment: &segment, flows, now: work.now };
-            decide(burst, by, &mut tally);
+            let ingress = Ingress::Overlay;
+            let mut by = Decider { ingress, segment: &segment, flows, now: work.now };
+            burst.decide(&mut by, segment.vni, &mut tally);
             burst.choose_queues(ports);
             for index in 0..burst.len() {
-                if let Fate::Receive(slot) = burst.item(index).fate {
+                if let Some(slot) = burst.fate(index).queue() {
                     give_all(ports, burst, work, &batch, index, slot);
                 }
             }
@@ -119,20 +135,6 @@ fn read_chains(burst: &mut Burst, chains: &Chains<'_>, features: u64, tally: &mu
     }
 }
 
-#[inline]
-fn decide(burst: &mut Burst, mut by: Decider<'_>, tally: &mut Tally) {
-    let vni = match by.ingress {
-        Ingress::Port(_) => 0,
-        Ingress::Overlay => by.segment.vni,
-    };
-    for index in 0..burst.len() {
-        burst.look_ahead(index, by.flows, vni);
-    }
-    for index in 0..burst.len() {
-        burst.decide(index, &mut by, tally);
-    }
-}
-
 /// Sends the frames of a guest to wherever they go.
 #[inline]
 fn forward_from_port(
@@ -145,12 +147,15 @@ fn forward_from_port(
     tally: &mut Tally,
 ) {
     let Some(Port { view, segment, flows, .. }) = ports.port_mut(from) else { return };
-    decide(burst, Decider { ingress: Ingress::Port(view), segment, flows, now: work.now }, tally);
+    let mut by = Decider { ingress: Ingress::Port(view), segment, flows, now: work.now };
+    burst.decide(&mut by, 0, tally);
     burst.choose_queues(ports);
     for index in 0..burst.len() {
-        match burst.item(index).fate {
-            Fate::Gone | Fate::Undecided | Fate::Local(_) => {}
-            Fate::Receive(slot) => give_all(ports, burst, work, chains, index, slot),
+        match burst.fate(index) {
+            Fate::Gone | Fate::Keyed | Fate::Unkeyed | Fate::Local(_) => {}
+            Fate::Receive(slot) => {
+                give_all(ports, burst, work, chains, index, QueueSlot(slot as usize));
+            }
             Fate::Tunnel(endpoint) => {
                 let target = ports.port(from).and_then(|port| {
                     Some(Target { to: port.segment.endpoint(endpoint)?, vni: port.segment.vni })
@@ -186,19 +191,25 @@ fn give_all(
     first: usize,
     slot: QueueSlot,
 ) {
-    let fate = Fate::Receive(slot);
+    let fate = burst.fate(first);
     let mut more = burst.count(first, fate);
     let Some(Attached { queue, .. }) = ports.attached(slot) else { return };
     let mut to = Receiver::new(queue, &mut work.buffers);
     for index in first..burst.len() {
-        let item = burst.item(index);
-        if item.fate != fate {
+        if burst.fate(index) != fate {
             continue;
         }
         more -= 1;
+        let (offload, length) = (burst.offload(index), burst.length(index));
         let head = burst.head(index);
-        let rest = rests.rest(index, head.len() - SPARE);
-        software::give(&mut to, Outgoing { head, rest }, &item.offload, more, &mut work.staged);
+        let behind = length.saturating_sub(head.len() - SPARE);
+        let copy = |to: GuestBytes<'_>| rests.copy(index, head.len() - SPARE, to);
+        if offload.is_some() || !to.give_simple(head, behind, more, copy) {
+            let rest = rests.rest(index, head.len() - SPARE);
+            let offload = offload.unwrap_or(Offload::NONE);
+            let frame = Outgoing { head, rest };
+            software::give(&mut to, frame, &offload, more, &mut work.staged);
+        }
         burst.done(index);
     }
     let finished = to.finish();
@@ -233,11 +244,10 @@ fn tunnel(
     chains: &Chains<'_>,
     index: usize,
 ) {
-    let item = burst.item(index);
+    let (hash, offload) = (burst.hash(index), burst.offload(index).unwrap_or(Offload::NONE));
     let head = burst.head(index);
     let rest = chains.rest(index, head.len() - SPARE);
-    let frame = Outgoing { head, rest };
-    underlay.push(target, item.hash, &frame, &item.offload, &mut work.staged);
+    underlay.push(target, hash, &Outgoing { head, rest }, &offload, &mut work.staged);
 }
 
 /// Lets the card answer a frame, back to the port that sent it.
@@ -251,7 +261,7 @@ fn answer(
     index: usize,
     tally: &mut Tally,
 ) {
-    let (fate, parsed) = (burst.item(index).fate, burst.frame(index));
+    let (fate, parsed) = (burst.fate(index), burst.frame(index));
     let (Some(port), Some(parsed)) = (ports.port(from), parsed) else { return };
     let head = burst.head(index);
     let rest = chains.rest(index, head.len() - SPARE);
