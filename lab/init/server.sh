@@ -45,5 +45,5 @@ mount -t ext4 -o ro /dev/vdb /opt || echo "no disk of programs"
 mkdir -p /run/bixi
 ulimit -n 65536
 # Programs that bring their own libraries find them on the disk of programs.
-export LD_LIBRARY_PATH=/opt/lib/x86_64-linux-gnu:/opt/usr/lib/x86_64-linux-gnu:/opt/lib64
+export LD_LIBRARY_PATH=/opt/lib
 exec /sbin/init

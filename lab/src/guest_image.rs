@@ -45,7 +45,7 @@ impl GuestImage {
             .bytes("etc/group", "root:x:0:\n", 0o644)
             .character_device("dev/console", 5, 1);
         add_modules(&mut tree, kernel, MODULES)?;
-        tree.program("bin/bixi-lab", &stripped(cache, lab)?, "")?;
+        tree.program("bin/bixi-lab", &stripped(cache, lab)?, None)?;
         let key = format!("{:016x}", tree.fingerprint()?);
         let initrd = cache.entry("guest", &key, |path| tree.write_archive(path))?;
         Ok(Self {

@@ -108,7 +108,7 @@ fn base(cache: &Cache, kernel: &Kernel, busybox: &Path, lab: &Path) -> Result<Pa
         .directory("root")
         .character_device("dev/console", 5, 1);
     add_modules(&mut tree, kernel, MODULES)?;
-    tree.program("bin/bixi-lab", &stripped(cache, lab)?, "")?;
+    tree.program("bin/bixi-lab", &stripped(cache, lab)?, None)?;
     let key = format!("{:016x}", tree.fingerprint()?);
     cache.entry("server", &key, |path| tree.write_archive(path))
 }
@@ -117,7 +117,7 @@ fn binaries(cache: &Cache, binaries: &[PathBuf]) -> Result<PathBuf> {
     let mut tree = Tree::new();
     for binary in binaries {
         let name = binary.file_name().unwrap_or_default().to_string_lossy();
-        tree.program(&format!("usr/bin/{name}"), &stripped(cache, binary)?, "")?;
+        tree.program(&format!("usr/bin/{name}"), &stripped(cache, binary)?, None)?;
     }
     let key = format!("{:016x}", tree.fingerprint()?);
     cache.entry("binaries", &key, |path| tree.write_archive(path))
@@ -132,7 +132,7 @@ fn disk(cache: &Cache, guest: &GuestImage, contents: &Contents) -> Result<PathBu
     );
     for program in &contents.programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
-        tree.program(&format!("bin/{name}"), program, "")?;
+        tree.program(&format!("bin/{name}"), program, Some("lib"))?;
     }
     for (file, name) in &contents.files {
         tree.file(name, file, 0o644);

@@ -67,12 +67,21 @@ impl Tree {
         self.put(name, Node::CharacterDevice(major, minor))
     }
 
-    /// Adds a program of this machine, with the shared libraries it names below `root` (`""`: where they are here).
-    pub fn program(&mut self, name: &str, source: &Path, root: &str) -> Result<&mut Self> {
+    /// Adds a program of this machine with its shared libraries: all in one folder, or where they are here.
+    pub fn program(
+        &mut self,
+        name: &str,
+        source: &Path,
+        folder: Option<&str>,
+    ) -> Result<&mut Self> {
         self.file(name, source, 0o755);
         for library in libraries(source)? {
-            let inside = library.to_string_lossy();
-            self.file(&format!("{root}{inside}")[usize::from(root.is_empty())..], &library, 0o755);
+            let file = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let inside = match folder {
+                Some(folder) => format!("{folder}/{file}"),
+                None => library.to_string_lossy().trim_start_matches('/').to_owned(),
+            };
+            self.file(&inside, &library, 0o755);
         }
         Ok(self)
     }
@@ -218,7 +227,7 @@ mod tests {
     #[test]
     fn a_dynamic_program_brings_its_loader_and_libc() {
         let mut tree = Tree::new();
-        tree.program("bin/self", &std::env::current_exe().unwrap(), "").unwrap();
+        tree.program("bin/self", &std::env::current_exe().unwrap(), None).unwrap();
         assert!(tree.nodes.keys().any(|name| name.ends_with("libc.so.6")), "{:?}", tree.nodes);
         assert!(tree.nodes.keys().any(|name| name.contains("ld-linux")));
         assert!(matches!(tree.nodes.get("bin"), Some(Node::Directory)));
