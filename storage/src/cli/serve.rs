@@ -1,6 +1,7 @@
 //! `bixi-storage serve`.
 
 use super::Failure;
+use crate::engine::points;
 use crate::service::serve::{BenchDisk, Settings, serve};
 use bixi_api::file::FileSource;
 use std::io::IsTerminal;
@@ -75,7 +76,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
         spin: Duration::from_micros(arguments.spin),
         bench_disks: arguments.bench_disk.clone(),
     };
-    bixi_offload::failpoint::arm_from_env().map_err(|message| Failure { message, status: 2 })?;
+    bixi_offload::failpoint::arm_from_env(&points::ALL)
+        .map_err(|message| Failure { message, status: 2 })?;
     serve(&settings).map_err(|e| Failure { message: e.to_string(), status: 1 })
 }
 

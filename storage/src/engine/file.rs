@@ -11,12 +11,13 @@
 
 use super::bounce::BouncePool;
 use super::media::{FileMedia, Media, ServedDisk};
-use super::points::{self, AFTER_COMPLETION, AFTER_SUBMIT};
+use super::points::{AFTER_COMPLETION, AFTER_SUBMIT};
 use super::ranges::Span;
 use super::request::{Ranges, STATUS_ERROR};
 use super::slot::{Chunk, NO_PIECE, Next, Operation, PIECES, Slot, Task};
 use super::uring::{self, FileRef, Uring, operation};
 use crate::disk::layer::Access;
+use bixi_offload::failpoint::hit;
 use bixi_offload::ring::Segments;
 use io_uring::opcode;
 use std::collections::VecDeque;
@@ -283,11 +284,11 @@ impl FileEngine {
     pub fn turn(&mut self) -> usize {
         self.ring.turn();
         if self.ring.in_flight() > 0 {
-            points::hit(AFTER_SUBMIT);
+            hit(AFTER_SUBMIT);
         }
         let mut count = 0;
         while let Some((id, result)) = self.ring.reap() {
-            points::hit(AFTER_COMPLETION);
+            hit(AFTER_COMPLETION);
             self.drive(id as u16, Some(result));
             count += 1;
         }

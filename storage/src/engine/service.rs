@@ -7,10 +7,11 @@
 use super::config::FEATURE_FLUSH;
 use super::file::{FileEngine, Finished, NotStarted, Ticket, Work};
 use super::media::{Done, Media, MemoryMedia, ServedDisk};
-use super::points::{self, AFTER_PUBLISH};
+use super::points::AFTER_PUBLISH;
 use super::request::{self, Limits, Operation, STATUS_ERROR, STATUS_OK};
 use super::slot::Task;
 use bixi_offload::card::DeviceId;
+use bixi_offload::failpoint::hit;
 use bixi_offload::memory::GuestMemory;
 use bixi_offload::ring::{Batch, SplitQueue};
 use bixi_offload::worker::{
@@ -104,7 +105,7 @@ impl BlockService {
                 }
             }
             if !self.published.is_empty() {
-                points::hit(AFTER_PUBLISH);
+                hit(AFTER_PUBLISH);
             }
             for slot in self.published.drain(..) {
                 self.engine.release(slot);

@@ -15,10 +15,11 @@
 //! it; [`Stage::can_become`] holds at each change.
 
 use super::bounce::{BOUNCE_SIZE, Bounce, BouncePool, ZEROES_SIZE, gather, scatter};
-use super::points::{self, AFTER_LOAD};
+use super::points::AFTER_LOAD;
 use super::ranges::{BLOCK, Span};
 use super::request::{Ranges, STATUS_ERROR, STATUS_OK};
 use crate::disk::layer::{Abilities, Access};
+use bixi_offload::failpoint::hit;
 
 /// Pieces of guest memory that a slot holds itself; a request with more borrows a [`Chunk`].
 const INLINE: usize = 8;
@@ -571,7 +572,7 @@ impl Slot {
     unsafe fn window_moved(&mut self, pool: &mut BouncePool) -> Option<Next> {
         let (inside, length) = self.window_part();
         if self.stage == Stage::Load && self.writes() {
-            points::hit(AFTER_LOAD);
+            hit(AFTER_LOAD);
             // SAFETY: promised by the caller.
             unsafe { self.fill_buffer() };
             self.moved = 0;
