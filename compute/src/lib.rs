@@ -11,10 +11,13 @@ pub mod acpi;
 pub mod board;
 pub mod boot;
 pub mod bus;
+pub mod command;
 pub mod config;
 pub mod console;
 pub mod device;
 pub mod doorbell;
+pub mod driver;
+pub mod failure;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod interrupts;
