@@ -6,7 +6,7 @@
 //! | [`rounds`] | runs ours and the peers in turns, throws disturbed runs away |
 //! | [`setup`] | cores, huge pages, packages, processes: taken and given back |
 //! | [`load`] | what a load generator needs: a clock, a histogram |
-//! | [`disk`], … | one module per benchmark |
+//! | [`disk`], [`network`] | the benchmarks |
 //!
 //! Invariants: a benchmark leaves nothing behind, whatever way it ends (a process, a socket, a huge page); it talks to
 //! nobody beyond the loopback interface; a peer that cannot run is named with the reason, never left out.
@@ -17,6 +17,7 @@
 pub mod disk;
 pub mod error;
 pub mod load;
+pub mod network;
 pub mod report;
 pub mod rounds;
 pub mod setup;
@@ -44,7 +45,7 @@ impl Effort {
 }
 
 /// The benchmarks there are.
-pub const NAMES: &[&str] = &["disk"];
+pub const NAMES: &[&str] = &["disk", "network"];
 
 /// Runs the benchmark `name`.
 ///
@@ -53,6 +54,7 @@ pub const NAMES: &[&str] = &["disk"];
 pub fn run(name: &str, effort: Effort) -> Result<Report, BenchError> {
     let rows = match name {
         "disk" => disk::run(effort)?,
+        "network" => network::run(effort)?,
         _ => return Err(BenchError::Unknown { name: name.to_owned() }),
     };
     Ok(Report::new(name, rows))

@@ -4,13 +4,15 @@
 //! by run, each from a fresh start; a run in which something else used the cores is thrown away and made again.
 
 use crate::report::{Better, Figure, PeerFigure, Row};
-use crate::setup::cores::{Cores, Disturbance};
+use crate::setup::cores::{Cores, Disturbance, Priority};
 use crate::setup::interrupt;
 use crate::{BenchError, Effort};
 use std::collections::BTreeMap;
 
-/// More of a core's time than this taken by others spoils a run.
-const TOLERATED: f64 = 0.03;
+/// More of the server's core taken by others than this spoils a run.
+const TOLERATED: f64 = 0.05;
+/// And more of the load's core than this, which has time to spare.
+const TOLERATED_LOAD: f64 = 0.15;
 /// How often a spoilt run is made again, in all runs of one side.
 const PATIENCE: u32 = 6;
 
@@ -93,9 +95,10 @@ pub fn alternate(
     measures: &[Measure],
     effort: &Effort,
     ours: &mut dyn Side,
-    peers: &mut [&mut dyn Side],
+    peers: &mut [Box<dyn Side>],
 ) -> Result<Vec<Row>, BenchError> {
     let cores = Cores::choose()?;
+    let _priority = Priority::raise();
     ours.prepare()?;
     let mut all = vec![Runs { good: Vec::new(), spoilt: Vec::new(), failed: None }];
     for peer in peers.iter_mut() {
@@ -110,7 +113,7 @@ pub fn alternate(
             interrupt::check()?;
             let side: &mut dyn Side = match at.checked_sub(1) {
                 None => ours,
-                Some(peer) => peers[peer],
+                Some(peer) => &mut *peers[peer],
             };
             match side.run(&cores, effort) {
                 Ok(outcome) => note(row, side.name(), outcome, runs),
@@ -124,7 +127,8 @@ pub fn alternate(
 }
 
 fn note(row: &str, name: &str, outcome: Outcome, runs: &mut Runs) {
-    let spoilt = outcome.disturbance.worst() > TOLERATED;
+    let Disturbance { server, load, .. } = outcome.disturbance;
+    let spoilt = server > TOLERATED || load > TOLERATED_LOAD;
     let value = outcome.figures.get("").copied().unwrap_or_default();
     let remark = if spoilt { ", disturbed: runs again" } else { "" };
     println!("  {row} {name}: {value:.0} ({}{remark})", outcome.disturbance);
@@ -136,7 +140,7 @@ fn rows(
     measures: &[Measure],
     effort: &Effort,
     all: Vec<Runs>,
-    peers: &[&mut dyn Side],
+    peers: &[Box<dyn Side>],
 ) -> Vec<Row> {
     let names = std::iter::once("ours").chain(peers.iter().map(|peer| peer.name()));
     let mut failed = Vec::new();

@@ -36,9 +36,8 @@ pub fn run(effort: Effort) -> Result<Vec<Row>, BenchError> {
     let shape = Shape { write: false, block: 4096, depth: 32, queues: 1 };
     let _pages = HugePages::reserve(shape.pages())?;
     let mut ours = ours::Storage::new(shape);
-    let mut qemu = qemu::StorageDaemon::new(shape);
-    let peers: &mut [&mut dyn Side] = &mut [&mut qemu];
-    alternate("null-randread-4k-qd32", MEASURES, &effort, &mut ours, peers)
+    let mut peers: [Box<dyn Side>; 1] = [Box::new(qemu::StorageDaemon::new(shape))];
+    alternate("null-randread-4k-qd32", MEASURES, &effort, &mut ours, &mut peers)
 }
 
 /// Loads the server at `socket` and gives figures by suffix.

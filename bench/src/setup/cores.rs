@@ -23,17 +23,14 @@ pub struct Cores {
 pub struct Pinned(pub usize);
 
 impl Pinned {
-    /// Moves the calling thread there, for good, and before all ordinary programs on that core if this is root: what else
-    /// runs on the machine then disturbs little.
+    /// Moves the calling thread there, for good.
     ///
     /// # Errors
     /// The kernel refuses the core.
     pub fn apply(self) -> std::io::Result<()> {
         let mut set = CpuSet::new();
         set.set(self.0);
-        sched_setaffinity(None, &set)?;
-        let _ = rustix::process::setpriority_process(None, -20);
-        Ok(())
+        Ok(sched_setaffinity(None, &set)?)
     }
 }
 
@@ -50,6 +47,29 @@ impl Cores {
             (Some(server), Some(load)) => Ok(Self { server: Pinned(server), load: Pinned(load) }),
             _ => Err(BenchError::Cores { has: set.count() as usize }),
         }
+    }
+}
+
+/// The benchmark's session comes before all others while this lives, if this is root and the kernel groups by session. Its threads
+/// stay equal among themselves: a group's weight is shared out among cores by its threads' weights.
+#[derive(Debug)]
+pub struct Priority(());
+
+/// The weight of the session this process is in.
+const SESSION: &str = "/proc/self/autogroup";
+
+impl Priority {
+    /// From now on.
+    #[must_use]
+    pub fn raise() -> Self {
+        let _ = fs::write(SESSION, "-20");
+        Self(())
+    }
+}
+
+impl Drop for Priority {
+    fn drop(&mut self) {
+        let _ = fs::write(SESSION, "0");
     }
 }
 

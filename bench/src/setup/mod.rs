@@ -1,5 +1,6 @@
 //! What a benchmark takes of the machine, and gives back when it ends.
 
+pub mod control;
 pub mod cores;
 pub mod folder;
 pub mod interrupt;

@@ -32,7 +32,7 @@ use std::time::Duration;
 use vhost::vhost_user::message::BackendReq;
 
 /// The pause before the first try to reconnect, and the longest one. A card process is back within milliseconds.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(200));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 /// The state of a front end's session. See the module's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
