@@ -47,6 +47,15 @@ pub async fn connect(
     share: &GuestShare,
 ) -> Result<Arc<VhostUser>, ConnectError> {
     let back_end = BackEnd::new(&config.id, &config.socket)?;
+    connect_to(back_end, config, vcpus, share).await
+}
+
+pub(super) async fn connect_to(
+    back_end: BackEnd,
+    config: &DiskConfig,
+    vcpus: u8,
+    share: &GuestShare,
+) -> Result<Arc<VhostUser>, ConnectError> {
     let front = FrontConfig {
         features: PASSED,
         config_len: CONFIG_LEN as u32,

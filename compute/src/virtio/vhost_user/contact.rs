@@ -7,7 +7,7 @@ use super::super::mailbox::{Mailbox, Restored};
 use super::super::state::{RingState, VHOST_USER, VhostUserState};
 use super::poller::Poller;
 use super::share::GuestShare;
-use super::task::{Position, Standing, Task};
+use super::task::{Parts, Patience, Position, Standing, Task};
 use crate::device::{Quiesce, QuiesceError, RestoreError};
 use crate::pci::msix::Call;
 use bixi_api::file::FileSource;
@@ -64,6 +64,7 @@ pub(super) struct BackEnd {
     pub(super) place: String,
     /// Whether there is a way to connect again.
     pub(super) returns: bool,
+    pub(super) patience: Patience,
     target: Target,
 }
 
@@ -77,7 +78,8 @@ impl BackEnd {
             }
         };
         let returns = !matches!(target, Target::Stream(_));
-        Ok(Self { id: id.to_owned(), place: socket.to_string(), returns, target })
+        let patience = Patience::default();
+        Ok(Self { id: id.to_owned(), place: socket.to_string(), returns, patience, target })
     }
 }
 
@@ -153,7 +155,7 @@ impl VhostUser {
         character: Box<dyn Character>,
         share: &GuestShare,
     ) -> Result<Arc<Self>, ConnectError> {
-        let BackEnd { id, place, returns, target } = back_end;
+        let BackEnd { id, place, returns, patience, target } = back_end;
         let wait = |source| ConnectError::Wait { id: id.clone(), source };
         let poller = Poller::new().map_err(wait)?;
         let mut shell = Shell::new(config, target, share.read_used());
@@ -166,19 +168,20 @@ impl VhostUser {
             (Arc::<DeviceLink>::default(), Arc::default(), Arc::<Position>::default());
         link.set_config(&face.config);
         position.set_connected(true);
-        let task = Task::new(
+        let task = Task::new(Parts {
             id,
             place,
             returns,
+            patience,
             shell,
             poller,
-            share.clone(),
-            Arc::clone(&link),
-            Arc::clone(&mailbox),
-            Arc::clone(&position),
-            Arc::clone(&character),
-            face.passed_on,
-        );
+            share: share.clone(),
+            link: Arc::clone(&link),
+            mailbox: Arc::clone(&mailbox),
+            position: Arc::clone(&position),
+            character: Arc::clone(&character),
+            passed_on: face.passed_on,
+        });
         let task = tokio::spawn(task.run());
         Ok(Arc::new(Self { character, face, link, mailbox, position, task }))
     }

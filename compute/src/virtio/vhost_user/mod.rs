@@ -24,5 +24,10 @@ mod poller;
 mod share;
 mod task;
 
+#[cfg(test)]
+mod peer;
+#[cfg(test)]
+mod tests;
+
 pub use contact::{ConnectError, VhostUser};
 pub use share::{GuestShare, ShareError};

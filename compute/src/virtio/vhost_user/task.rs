@@ -27,11 +27,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// How long a back end may take to stop for a pause. A disk finishes or suspends what is in flight.
-const REST_WITHIN: Duration = Duration::from_secs(5);
-/// How long a back end may take to stop for a reset. Longer: once the guest is told, it uses the memory for
-/// something else, and a back end that is merely slow must not write there any more.
-const RESET_WITHIN: Duration = Duration::from_secs(20);
+/// How long a back end may take to stop its rings before it is cut off.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For a pause. A disk finishes or suspends what is in flight.
+    pub(super) rest: Duration,
+    /// For a reset. Longer: once the guest is told, it uses the memory for something else, and a back end that is
+    /// merely slow must not write there any more.
+    pub(super) reset: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { rest: Duration::from_secs(5), reset: Duration::from_secs(20) }
+    }
+}
+
 /// How soon to try again when the kernel has no room to wait for a socket.
 const STARVED: Duration = Duration::from_millis(100);
 
@@ -83,19 +94,28 @@ impl Position {
     }
 }
 
+/// What a task is given.
+pub(super) struct Parts {
+    pub(super) id: String,
+    /// The socket, in words.
+    pub(super) place: String,
+    /// Whether there is a way to connect again.
+    pub(super) returns: bool,
+    pub(super) patience: Patience,
+    pub(super) shell: Shell,
+    pub(super) poller: Poller,
+    pub(super) share: GuestShare,
+    pub(super) link: Arc<DeviceLink>,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) position: Arc<Position>,
+    pub(super) character: Arc<dyn Character>,
+    /// Of the features a driver takes, those that the back end is told.
+    pub(super) passed_on: u64,
+}
+
 /// The task's state.
 pub(super) struct Task {
-    id: String,
-    place: String,
-    returns: bool,
-    shell: Shell,
-    poller: Poller,
-    share: GuestShare,
-    link: Arc<DeviceLink>,
-    mailbox: Arc<Mailbox>,
-    position: Arc<Position>,
-    character: Arc<dyn Character>,
-    passed_on: u64,
+    parts: Parts,
     orders: Orders,
     phase: Phase,
     /// Until when the control queue waits, if the driver has used up its budget.
@@ -104,44 +124,16 @@ pub(super) struct Task {
 }
 
 impl Task {
-    #[allow(clippy::too_many_arguments, reason = "called once, with everything the task owns")]
-    pub(super) fn new(
-        id: String,
-        place: String,
-        returns: bool,
-        shell: Shell,
-        poller: Poller,
-        share: GuestShare,
-        link: Arc<DeviceLink>,
-        mailbox: Arc<Mailbox>,
-        position: Arc<Position>,
-        character: Arc<dyn Character>,
-        passed_on: u64,
-    ) -> Self {
-        Self {
-            id,
-            place,
-            returns,
-            shell,
-            poller,
-            share,
-            link,
-            mailbox,
-            position,
-            character,
-            passed_on,
-            orders: Orders::default(),
-            phase: Phase::Idle,
-            control_dry: None,
-            log: LogLimit::default(),
-        }
+    pub(super) fn new(parts: Parts) -> Self {
+        let (orders, phase) = (Orders::default(), Phase::Idle);
+        Self { parts, orders, phase, control_dry: None, log: LogLimit::default() }
     }
 
     pub(super) async fn run(mut self) {
         loop {
-            let starved = self.poller.watch(self.shell.sources()).is_err();
+            let starved = self.parts.poller.watch(self.parts.shell.sources()).is_err();
             let due = [
-                self.shell.deadline().map(Instant::from),
+                self.parts.shell.deadline().map(Instant::from),
                 self.control_dry,
                 starved.then(|| Instant::now() + STARVED),
             ];
@@ -167,17 +159,17 @@ impl Task {
             // starving other devices.
             tokio::select! {
                 biased;
-                orders = self.mailbox.take(), if self.phase.takes_orders() => self.orders = orders,
+                orders = self.parts.mailbox.take(), if self.phase.takes_orders() => self.orders = orders,
                 () = timer => {}
                 _ = kicked => {}
                 // An error of epoll itself: its sockets are looked at all the same.
-                _ = self.poller.ready() => {}
+                _ = self.parts.poller.ready() => {}
             }
-            self.shell.turn();
+            self.parts.shell.turn();
             while self.hear() | self.obey() {}
             self.serve_control();
-            let connected = self.shell.session().is_connected();
-            self.position.set_connected(connected);
+            let connected = self.parts.shell.session().is_connected();
+            self.parts.position.set_connected(connected);
         }
     }
 
@@ -189,12 +181,14 @@ impl Task {
     /// Takes what the session tells. Returns whether it told anything.
     fn hear(&mut self) -> bool {
         let mut heard = false;
-        while let Some(notice) = self.shell.next_notice() {
+        while let Some(notice) = self.parts.shell.next_notice() {
             heard = true;
             match notice {
                 Notice::Probed(probe) => self.probed(&probe),
                 Notice::ConfigChanged(config) => self.show(&config),
-                Notice::Running => tracing::info!(device = %self.id, "the back end is at work"),
+                Notice::Running => {
+                    tracing::info!(device = %self.parts.id, "the back end is at work")
+                }
                 Notice::Stopped { bases } => self.stopped(&bases),
                 Notice::Down(down) => self.down(&down),
                 Notice::MemoryInForce | Notice::LogInForce | Notice::CallInForce { .. } => {}
@@ -204,14 +198,14 @@ impl Task {
     }
 
     fn probed(&mut self, probe: &Probe) {
-        self.position.lock().reconnects += 1;
+        self.parts.position.lock().reconnects += 1;
         self.show(&probe.config);
     }
 
     /// The back end told its configuration space.
     fn show(&mut self, told: &[u8]) {
-        if let Some(config) = self.character.update(&self.link.config(), told) {
-            self.link.set_config(&config);
+        if let Some(config) = self.parts.character.update(&self.parts.link.config(), told) {
+            self.parts.link.set_config(&config);
         }
     }
 
@@ -221,8 +215,8 @@ impl Task {
         }
         // A guest that breaks its rings ends the session each time a back end takes them up.
         let Some(suppressed) = self.log.pass() else { return };
-        let (device, socket) = (&self.id, &self.place);
-        if self.returns {
+        let (device, socket) = (&self.parts.id, &self.parts.place);
+        if self.parts.returns {
             tracing::warn!(%device, %socket, reason = %down, suppressed, "the back end is gone; connecting again");
         } else {
             tracing::error!(%device, %socket, reason = %down, "the back end is gone for good: a connected stream cannot be connected again");
@@ -258,11 +252,11 @@ impl Task {
             Phase::Active(mut active) | Phase::Resting { mut active, .. } => {
                 active.control = None;
                 self.phase = Phase::Stopping { active, why: Why::Reset(number) };
-                self.shell.deactivate(false, RESET_WITHIN);
+                self.parts.shell.deactivate(false, self.parts.patience.reset);
             }
             other => {
                 self.phase = other;
-                self.link.reset_done(number);
+                self.parts.link.reset_done(number);
             }
         }
     }
@@ -278,7 +272,7 @@ impl Task {
                 self.control_dry = None;
                 let why = Why::Rest { waiting, control, late: false };
                 self.phase = Phase::Stopping { active, why };
-                self.shell.deactivate(true, REST_WITHIN);
+                self.parts.shell.deactivate(true, self.parts.patience.rest);
             }
             other => {
                 self.phase = other;
@@ -295,15 +289,16 @@ impl Task {
         };
         match why {
             Why::Reset(number) => {
-                self.position.stand(Standing::Idle);
-                self.link.reset_done(number);
+                self.parts.position.stand(Standing::Idle);
+                self.parts.link.reset_done(number);
             }
             Why::Rest { waiting, control, late } => {
                 let mut unclear = false;
                 let mut rings = Vec::with_capacity(bases.len() + 1);
                 for (index, base) in bases {
-                    unclear |= base.is_none() && self.character.pairs().is_none();
-                    let used = active.queue(*index).map(|queue| self.share.used_index(queue.used));
+                    unclear |= base.is_none() && self.parts.character.pairs().is_none();
+                    let used =
+                        active.queue(*index).map(|queue| self.parts.share.used_index(queue.used));
                     let base = base.or(used).unwrap_or(0);
                     rings.push(RingBase {
                         index: *index,
@@ -314,7 +309,7 @@ impl Task {
                 rings.extend(control);
                 let standing =
                     if unclear { Standing::Unclear } else { Standing::Resting(rings.clone()) };
-                self.position.stand(standing);
+                self.parts.position.stand(standing);
                 self.phase = Phase::Resting { active, bases: rings };
                 let outcome = if late { Err(self.was_late()) } else { Ok(()) };
                 // Whoever asked may have gone.
@@ -325,10 +320,10 @@ impl Task {
 
     fn was_late(&self) -> QuiesceError {
         let what = format!(
-            "its back end at {} did not stop its rings within {REST_WITHIN:?} and was cut off: look after that process",
-            self.place
+            "its back end at {} did not stop its rings within {:?} and was cut off: look after that process",
+            self.parts.place, self.parts.patience.rest
         );
-        QuiesceError { device: self.id.clone(), what }
+        QuiesceError { device: self.parts.id.clone(), what }
     }
 
     fn resume(&mut self) {
@@ -349,26 +344,26 @@ impl Task {
     fn take_over(&mut self, restored: Restored) {
         let Restored { activation, rings } = restored;
         let active = self.split(activation);
-        self.position.stand(Standing::Resting(rings.clone()));
+        self.parts.position.stand(Standing::Resting(rings.clone()));
         self.enter(Phase::Resting { active, bases: rings });
     }
 
     fn split(&self, activation: Activation) -> Active {
         let features = activation.features;
         let (several, control) = (features & NET_MQ != 0, features & NET_CTRL_VQ != 0);
-        let pairs = self.character.pairs();
+        let pairs = self.parts.character.pairs();
         // The same bits mean other things to other kinds of device.
         Active::new(activation, pairs, several && pairs.is_some(), control && pairs.is_some())
     }
 
     /// Whether ring `index` is to be processed.
     fn is_on(&self, active: &Active, index: u16) -> bool {
-        self.character.pairs().is_none() || index / 2 < active.pairs
+        self.parts.character.pairs().is_none() || index / 2 < active.pairs
     }
 
     /// Every ring at its beginning; of an interface's pairs the first is on.
     fn fresh_rings(&self, activation: &Activation) -> Vec<RingBase> {
-        let paired = self.character.pairs().is_some();
+        let paired = self.parts.character.pairs().is_some();
         let ring = |index: u16| RingBase { index, base: 0, enabled: !paired || index < 2 };
         activation.queues.iter().map(|queue| ring(queue.index)).collect()
     }
@@ -377,11 +372,11 @@ impl Task {
     fn begin(&mut self, activation: Activation, bases: &[RingBase]) {
         let life = activation.life;
         let active = self.split(activation);
-        self.position.stand(Standing::Busy);
+        self.parts.position.stand(Standing::Busy);
         let begun = self.try_begin(active, bases);
         if let Err(error) = begun {
-            tracing::error!(device = %self.id, %error, "cannot begin; the guest's driver is told to reset");
-            self.link.fail(life);
+            tracing::error!(device = %self.parts.id, %error, "cannot begin; the guest's driver is told to reset");
+            self.parts.link.fail(life);
         }
     }
 
@@ -416,19 +411,20 @@ impl Task {
         if let Some(queue) = active.control_index.and_then(|index| active.queue(index)) {
             let base = base_of(queue.index).map_or(0, |ring| ring.base);
             let features = active.activation.features;
-            let ring = LocalRing::new(self.share.rings(), features, queue, base);
-            let most = if features & NET_MQ != 0 { self.character.pairs().unwrap_or(1) } else { 1 };
+            let ring = LocalRing::new(self.parts.share.rings(), features, queue, base);
+            let most =
+                if features & NET_MQ != 0 { self.parts.character.pairs().unwrap_or(1) } else { 1 };
             match ring {
                 Ok(ring) => active.control = Some(ControlQueue::new(ring, most)),
                 Err(error) => outcome = Err(error),
             }
         }
-        let features = active.activation.features & self.passed_on;
+        let features = active.activation.features & self.parts.passed_on;
         self.enter(Phase::Active(active));
         outcome?;
         // A driver without a queue has nothing for a back end to do.
         if let Ok(rings) = Rings::new(features, rings) {
-            self.shell.activate(rings, fds);
+            self.parts.shell.activate(rings, fds);
         }
         Ok(())
     }
@@ -440,7 +436,9 @@ impl Task {
             Some(control) if active.control_index == Some(index) => {
                 control.ring.set_call(call.as_ref())
             }
-            _ if at_work => call_fd(call.as_ref()).map(|call| self.shell.replace_call(index, call)),
+            _ if at_work => {
+                call_fd(call.as_ref()).map(|call| self.parts.shell.replace_call(index, call))
+            }
             _ => Ok(()),
         };
         let life = active.activation.life;
@@ -448,8 +446,8 @@ impl Task {
             queue.call = call;
         }
         if let Err(error) = changed {
-            tracing::error!(device = %self.id, %error, "cannot change an interrupt; the guest's driver is told to reset");
-            self.link.fail(life);
+            tracing::error!(device = %self.parts.id, %error, "cannot change an interrupt; the guest's driver is told to reset");
+            self.parts.link.fail(life);
         }
     }
 
@@ -457,8 +455,8 @@ impl Task {
         let Phase::Active(active) = &mut self.phase else { return };
         let Active { control: slot, rings, pairs: in_use, activation, .. } = active;
         let Some(control) = slot else { return };
-        let shell = &mut self.shell;
-        let served = control.serve(self.share.rings(), |pairs| {
+        let shell = &mut self.parts.shell;
+        let served = control.serve(self.parts.share.rings(), |pairs| {
             *in_use = pairs;
             rings.iter().for_each(|index| shell.enable_ring(*index, index / 2 < pairs));
         });
@@ -468,9 +466,9 @@ impl Task {
                 *slot = None;
                 self.control_dry = None;
                 if let Some(suppressed) = self.log.pass() {
-                    tracing::warn!(device = %self.id, %error, suppressed, "the control queue is broken; the device needs a reset");
+                    tracing::warn!(device = %self.parts.id, %error, suppressed, "the control queue is broken; the device needs a reset");
                 }
-                self.link.fail(activation.life);
+                self.parts.link.fail(activation.life);
             }
         }
     }
