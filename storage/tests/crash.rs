@@ -38,6 +38,7 @@ fn killed_at_random(root: Option<&Path>, times: u32, seed: u64) {
     let attachment = disk.attachment.unwrap();
     assert!(attachment.locked && attachment.connected, "{attachment:?}");
     assert_eq!(attachment.statistics.errors, 0);
+    assert!(rig.log().contains("requests taken over"), "no death met a request in flight");
     println!("{} requests, longest stall {:?}", guest.completed, guest.stall);
 }
 
