@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Bytes of one block.
 pub const BLOCK: usize = 4096;
 
+/// Blocks that a checksum reads at once.
+const CHUNK: usize = 32;
+
 /// What to do to which device.
 #[derive(Debug, Clone)]
 pub struct Load {
@@ -67,7 +70,7 @@ pub fn run(load: &Load) -> Result<Report> {
                 random: Random(
                     load.seed.wrapping_add(index).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
                 ),
-                buffer: Aligned::new(),
+                buffer: Aligned::new(1),
                 report: Report::default(),
             };
             Ok(std::thread::spawn(move || {
@@ -96,13 +99,17 @@ pub fn run(load: &Load) -> Result<Report> {
 /// When the device cannot be read.
 pub fn digest(device: &Path, blocks: Option<u64>) -> Result<u64> {
     let (file, blocks) = open(device, blocks)?;
-    let mut buffer = Aligned::new();
+    let mut buffer = Aligned::new(CHUNK);
     let mut digest = 0_u64;
-    for block in 0..blocks {
-        file.read_exact_at(buffer.bytes(), block * BLOCK as u64)
-            .attempt(|| format!("read block {block} of {}", device.display()))?;
-        // Order matters: two blocks that changed places must not cancel out.
-        digest = digest.rotate_left(1) ^ checksum(buffer.bytes());
+    for first in (0..blocks).step_by(CHUNK) {
+        let count = usize::try_from(blocks - first).unwrap_or(CHUNK).min(CHUNK);
+        let bytes = &mut buffer.bytes()[..count * BLOCK];
+        file.read_exact_at(bytes, first * BLOCK as u64)
+            .attempt(|| format!("read block {first} of {}", device.display()))?;
+        for block in bytes.chunks(BLOCK) {
+            // Order matters: two blocks that changed places must not cancel out.
+            digest = digest.rotate_left(1) ^ checksum(block);
+        }
     }
     Ok(digest)
 }
@@ -251,21 +258,23 @@ impl Random {
     }
 }
 
-/// One block at an address that O_DIRECT accepts.
+/// Blocks at an address that O_DIRECT accepts.
 struct Aligned {
     memory: Vec<u8>,
     start: usize,
+    length: usize,
 }
 
 impl Aligned {
-    fn new() -> Self {
-        let memory = vec![0; 2 * BLOCK];
+    fn new(blocks: usize) -> Self {
+        let length = blocks * BLOCK;
+        let memory = vec![0; length + BLOCK];
         let start = memory.as_ptr().align_offset(BLOCK);
-        Self { memory, start }
+        Self { memory, start, length }
     }
 
     fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + BLOCK]
+        &mut self.memory[self.start..self.start + self.length]
     }
 }
 
@@ -311,7 +320,7 @@ mod tests {
             first: 0,
             generations: vec![0; 4],
             random: Random(1),
-            buffer: Aligned::new(),
+            buffer: Aligned::new(1),
             report: Report::default(),
         };
         worker.write(2);

@@ -23,6 +23,7 @@ const POINTS: &[&str] = &[
     "ring.after-clear",
     "storage.after-submit",
     "storage.after-completion",
+    "storage.after-publish",
 ];
 
 fn start_load(guest: &mut Guest, seconds: u64) -> Result<()> {
