@@ -4,6 +4,7 @@
 //! two messages and keeps the rings' used indices, as the guest's memory would. After any number of crashes the
 //! model must be set up exactly as the driver asked for, and no ring may have lost or repeated a buffer.
 
+mod card;
 mod model;
 mod world;
 
@@ -22,6 +23,24 @@ fn any_schedule_of_crashes_ends_as_the_driver_asked_for() {
             world.random_event();
         }
         world.come_to_rest();
+    }
+}
+
+/// The same, with our own back end at the other side.
+#[test]
+fn our_two_sides_agree_after_any_schedule_of_crashes() {
+    for seed in 0..SCHEDULES {
+        let mut world = World::among(seed, Offer::full(), true);
+        for _ in 0..400 {
+            world.random_event();
+        }
+        world.come_to_rest();
+    }
+    let quiet = World::start_up_among(&Offer::full(), &[], true);
+    for first in 0..=quiet.delivered() {
+        for second in 0..=quiet.delivered() {
+            World::start_up_among(&Offer::full(), &[first, second], true);
+        }
     }
 }
 

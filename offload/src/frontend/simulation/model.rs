@@ -83,7 +83,7 @@ pub fn parse(bytes: &[u8]) -> (Header, Vec<u8>) {
     (header, bytes[HEADER_LEN..].to_vec())
 }
 
-fn region(told: &RegionDescriptor, slot: u32) -> Region {
+pub fn region(told: &RegionDescriptor, slot: u32) -> Region {
     assert_eq!(told.guest_addr, told.user_addr, "a user address is the guest address");
     let RegionDescriptor { guest_addr, size, mmap_offset, .. } = *told;
     Region { slot, guest_addr, size, mmap_offset }

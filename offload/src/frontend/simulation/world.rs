@@ -1,7 +1,8 @@
 //! What is around the session: connection, deadlines, a driver with its rings, and a back end that dies.
 
 use super::super::*;
-use super::model::{Model, Offer, Shared, parse};
+use super::card::Peer;
+use super::model::{Offer, Shared, parse};
 use crate::vhost_user::codec::Header;
 use bixi_api::state::{Declared, Movable};
 use std::collections::{BTreeMap, VecDeque};
@@ -11,7 +12,9 @@ pub struct World {
     pub session: FrontSession,
     pub offer: Offer,
     random: u64,
-    back_end: Option<Model>,
+    back_end: Option<Peer>,
+    /// Whether back ends are our own.
+    card: bool,
     connecting: bool,
     to_back_end: VecDeque<Outgoing>,
     to_front_end: VecDeque<Incoming>,
@@ -46,11 +49,17 @@ fn config() -> FrontConfig {
 
 impl World {
     pub fn new(seed: u64, offer: Offer) -> Self {
+        Self::among(seed, offer, false)
+    }
+
+    /// A world whose back ends are our own if `card`, else models.
+    pub fn among(seed: u64, offer: Offer, card: bool) -> Self {
         let mut world = Self {
             session: FrontSession::new(config()),
             offer,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             back_end: None,
+            card,
             connecting: false,
             to_back_end: VecDeque::new(),
             to_front_end: VecDeque::new(),
@@ -81,7 +90,12 @@ impl World {
 
     /// Memory, a driver and a start, with deaths after these numbers of delivered messages.
     pub fn start_up(offer: &Offer, deaths: &[usize]) -> Self {
-        let mut world = Self::new(7, offer.clone());
+        Self::start_up_among(offer, deaths, false)
+    }
+
+    /// The same, with our own back ends or models.
+    pub fn start_up_among(offer: &Offer, deaths: &[usize], card: bool) -> Self {
+        let mut world = Self::among(7, offer.clone(), card);
         let mut total = 0;
         world.deaths = deaths
             .iter()
@@ -220,7 +234,9 @@ impl World {
             assert!(model.record.is_some());
             assert_eq!(model.record, self.held, "the record that is held goes along");
         }
-        for ring in wanted.rings() {
+        // Our own back end sets a ring up when it is to run; which that is may have changed since the start.
+        let set_up = |ring: &&Ring| !model.is_card() || model.works(ring.index);
+        for ring in wanted.rings().iter().filter(set_up) {
             let told = &model.rings[&ring.index];
             assert!(told.kicked && told.size == Some(ring.size));
             assert_eq!(told.addresses, Some([ring.desc, ring.avail, ring.used]));
@@ -240,10 +256,14 @@ impl World {
         assert!(self.running);
         self.check_back_end();
         assert!(self.same_memory(&model.memory));
-        assert_eq!(model.features.unwrap() & 1 << 26 != 0, self.log.is_some());
+        assert!(model.is_card() || (model.features.unwrap() & 1 << 26 != 0) == self.log.is_some());
         assert!(self.log.is_none() || model.log == self.log);
         let mut wanted = self.wanted.as_ref().unwrap().rings().iter();
         assert!(wanted.all(|ring| {
+            assert!(!model.is_card() || model.works(ring.index) == ring.enabled);
+            if model.is_card() && !ring.enabled {
+                return true;
+            }
             let told = &model.rings[&ring.index];
             let call = self.calls.get(&ring.index).copied().unwrap_or(0);
             assert!(!ring.enabled || self.nudged.contains(&ring.index));
@@ -282,7 +302,7 @@ impl World {
         if self.chance(4) == 0 {
             return self.step(Event::ConnectFailed);
         }
-        self.back_end = Some(Model::default());
+        self.back_end = Some(Peer::new(&self.offer, self.card));
         let used = self.used.iter().map(|(index, used)| (*index, *used)).collect();
         self.step(Event::Connected { used });
     }
@@ -300,8 +320,8 @@ impl World {
                 calls: &self.calls,
                 next_record: self.next_record,
             };
-            let answer = self.back_end.as_mut().unwrap().handle(&message, &shared);
-            self.to_front_end.extend(answer);
+            let answers = self.back_end.as_mut().unwrap().handle(&message, &shared);
+            self.to_front_end.extend(answers);
         } else {
             return;
         }
