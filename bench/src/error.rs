@@ -71,6 +71,9 @@ pub enum BenchError {
     /// A control socket refused.
     #[error(transparent)]
     Control(#[from] bixi_api::client::ClientError),
+    /// The rack failed.
+    #[error(transparent)]
+    Rack(#[from] bixi_lab::Error),
     /// The user ended it.
     #[error("interrupted")]
     Interrupted,

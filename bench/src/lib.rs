@@ -6,7 +6,7 @@
 //! | [`rounds`] | runs ours and the peers in turns, throws disturbed runs away |
 //! | [`setup`] | cores, huge pages, packages, processes: taken and given back |
 //! | [`load`] | what a load generator needs: a clock, a histogram |
-//! | [`disk`], [`network`] | the benchmarks |
+//! | [`first_light`], [`disk`], [`network`] | the benchmarks |
 //!
 //! Invariants: a benchmark leaves nothing behind, whatever way it ends (a process, a socket, a huge page); it talks to
 //! nobody beyond the loopback interface; a peer that cannot run is named with the reason, never left out.
@@ -16,6 +16,7 @@
 
 pub mod disk;
 pub mod error;
+pub mod first_light;
 pub mod load;
 pub mod network;
 pub mod report;
@@ -45,7 +46,7 @@ impl Effort {
 }
 
 /// The benchmarks there are.
-pub const NAMES: &[&str] = &["disk", "network"];
+pub const NAMES: &[&str] = &["first-light", "disk", "network"];
 
 /// Runs the benchmark `name`.
 ///
@@ -53,6 +54,7 @@ pub const NAMES: &[&str] = &["disk", "network"];
 /// There is none of that name, or ours could not run. A peer that cannot run is no error.
 pub fn run(name: &str, effort: Effort) -> Result<Report, BenchError> {
     let rows = match name {
+        "first-light" => first_light::run(effort)?,
         "disk" => disk::run(effort)?,
         "network" => network::run(effort)?,
         _ => return Err(BenchError::Unknown { name: name.to_owned() }),

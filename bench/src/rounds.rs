@@ -129,9 +129,10 @@ pub fn alternate(
 fn note(row: &str, name: &str, outcome: Outcome, runs: &mut Runs) {
     let Disturbance { server, load, .. } = outcome.disturbance;
     let spoilt = server > TOLERATED || load > TOLERATED_LOAD;
-    let value = outcome.figures.get("").copied().unwrap_or_default();
     let remark = if spoilt { ", disturbed: runs again" } else { "" };
-    println!("  {row} {name}: {value:.0} ({}{remark})", outcome.disturbance);
+    let first = outcome.figures.iter().next();
+    let (suffix, value) = first.map_or(("", 0.0), |(suffix, value)| (*suffix, *value));
+    println!("  {row}{suffix} {name}: {value:.0} ({}{remark})", outcome.disturbance);
     if spoilt { runs.spoilt.push(outcome) } else { runs.good.push(outcome) }
 }
 

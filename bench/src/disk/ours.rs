@@ -11,6 +11,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+/// The disk's id.
+const ID: &str = "d-00000000000000000000";
+
 /// Our storage service.
 #[derive(Debug)]
 pub struct Storage {
@@ -38,9 +41,11 @@ impl Side for Storage {
         let folder = Folder::new()?;
         let socket = folder.file("disk.sock");
         let mut command = Command::new(&self.program);
-        command.arg("bench-disk").arg("--socket").arg(&socket);
-        command.arg("--size").arg(DISK_BYTES.to_string());
-        command.arg("--queues").arg(self.shape.queues.to_string());
+        command.arg("serve").arg("--root").arg(folder.path()).arg("--state").arg(folder.path());
+        command.arg("--control").arg(folder.file("control.sock"));
+        command.arg("--cpus").arg(cores.server.0.to_string());
+        let disk = format!("null:{ID}:{DISK_BYTES}:{}:{}", socket.display(), self.shape.queues);
+        command.arg("--bench-disk").arg(disk);
         let mut server = Process::start(command, Some(cores.server), folder.file("log"))?;
         server.wait_until("listen", Duration::from_secs(10), || socket.exists())?;
         let (outcome, record) = measure(&server, &socket, &self.shape, cores, effort)?;
