@@ -270,3 +270,17 @@ pub(crate) fn prefetch(at: *const u8) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
 }
+
+/// Asks the processor to fetch the line at `at` for writing: the other side has read it, and taking it away from there
+/// costs as much as fetching it. Any address is allowed.
+#[inline(always)]
+pub(crate) fn prefetch_for_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults, whatever the address, and a processor that does not know it does nothing. It has
+    // no intrinsic that is always this instruction.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

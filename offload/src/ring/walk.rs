@@ -36,16 +36,20 @@ pub(super) struct Walker<'q> {
 }
 
 impl Walker<'_> {
-    /// Flattens the chain at `head`, which is below the queue's size, into `room`. The segments begin at index
-    /// `first` of their batch.
+    /// Flattens the chain at `entry.head`, which is below the queue's size, into `room`. The segments begin at index
+    /// `first` of their batch; returns how many they are.
+    ///
+    /// The entry is filled in place, field by field: built and then copied, its fields would be read back as one word
+    /// right after they were written as several, which stalls the processor for longer than all the rest takes.
     #[inline(always)]
     pub fn walk(
         &mut self,
-        head: u16,
+        entry: &mut Entry,
         room: &mut [Segment],
         first: usize,
-    ) -> Result<(Entry, usize), Stop> {
-        let descriptor = self.areas.descriptor(head);
+    ) -> Result<usize, Stop> {
+        let descriptor = self.areas.descriptor(entry.head);
+        entry.first = first as u32;
         if descriptor.flags & (NEXT | INDIRECT) == 0
             && descriptor.len != 0
             && let Some(start) = self.hit.find(descriptor.addr, descriptor.len)
@@ -53,44 +57,40 @@ impl Walker<'_> {
         {
             *slot = Segment { start, len: descriptor.len };
             let write = descriptor.flags & WRITE != 0;
-            let (readable, writable) = if write { (0, 1) } else { (1, 0) };
-            let entry = Entry {
-                head,
-                readable,
-                writable,
-                first: first as u32,
-                readable_bytes: if write { 0 } else { descriptor.len },
-                writable_bytes: if write { descriptor.len } else { 0 },
-            };
-            return Ok((entry, 1));
+            entry.readable = u16::from(!write);
+            entry.writable = u16::from(write);
+            entry.readable_bytes = if write { 0 } else { descriptor.len };
+            entry.writable_bytes = if write { descriptor.len } else { 0 };
+            return Ok(1);
         }
-        self.walk_long(head, descriptor, room, first)
+        self.walk_long(entry, descriptor, room)
     }
 
     fn walk_long(
         &mut self,
-        head: u16,
+        entry: &mut Entry,
         descriptor: Descriptor,
         room: &mut [Segment],
-        first: usize,
-    ) -> Result<(Entry, usize), Stop> {
-        let mut entry = Entry { head, first: first as u32, ..Entry::default() };
+    ) -> Result<usize, Stop> {
+        let head = entry.head;
+        let (mut readable, mut writable) = ((0u16, 0u32), (0u16, 0u32));
         let mut used = 0;
         let (areas, size, memory, indirect) = (self.areas, self.size, self.memory, self.indirect);
         for_each_buffer::<Stop>(areas, size, memory, indirect, head, descriptor, |buffer| {
             let write = buffer.flags & WRITE != 0;
-            if !write && entry.writable > 0 {
+            if !write && writable.0 > 0 {
                 return Err(RingError::Order { head }.into());
             }
-            let bytes = if write { &mut entry.writable_bytes } else { &mut entry.readable_bytes };
-            *bytes = bytes.checked_add(buffer.len).ok_or(RingError::ChainBytes { head })?;
             let pieces = self.push(head, &buffer, &mut room[used..])?;
-            let count = if write { &mut entry.writable } else { &mut entry.readable };
+            let (count, bytes) = if write { &mut writable } else { &mut readable };
             *count = count.checked_add(pieces as u16).ok_or(RingError::ChainLength { head })?;
+            *bytes = bytes.checked_add(buffer.len).ok_or(RingError::ChainBytes { head })?;
             used += pieces;
             Ok(())
         })?;
-        Ok((entry, used))
+        (entry.readable, entry.readable_bytes) = readable;
+        (entry.writable, entry.writable_bytes) = writable;
+        Ok(used)
     }
 
     /// Translates one buffer. It is one segment, unless it goes over the border of two adjoining regions.
