@@ -8,6 +8,7 @@
 //! | `GET /v1/ports/{id}` | | [`PortDescription`] |
 //! | `DELETE /v1/ports/{id}` | | `null` |
 //! | `GET /v1/segments` | | `[`[`SegmentDescription`]`]` |
+//! | `GET /v1/segments/{vni}` | | [`SegmentDescription`] |
 //! | `PUT /v1/segments/{vni}` | [`SegmentConfig`] | [`SegmentDescription`] |
 //! | `DELETE /v1/segments/{vni}` | | `null` |
 

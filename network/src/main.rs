@@ -1,2 +1,7 @@
-//! Placeholder until the library is in place.
-fn main() {}
+//! `bixi-network`: see the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bixi_network::cli::main()
+}

@@ -79,6 +79,11 @@ impl PortCounters {
         self.torn.store(torn, Relaxed);
     }
 
+    /// Writes how many flows were found when the port's tables were opened, before a worker has them.
+    pub fn set_flows(&self, flows: usize) {
+        self.flows.store(flows as u64, Relaxed);
+    }
+
     /// All of them.
     pub fn read(&self) -> PortStatistics {
         let dropped = |reason: Reason| self.dropped[reason as usize].load(Relaxed);

@@ -172,6 +172,14 @@ impl WorkerService for Switch {
         Ok(done)
     }
 
+    fn arm(&mut self) -> bool {
+        // Whatever wakes the worker next may be a datagram.
+        if let Some(underlay) = &mut self.underlay {
+            underlay.look_soon();
+        }
+        false
+    }
+
     fn poll(&mut self, outbox: &mut Outbox<()>) -> usize {
         self.work.now = ticks();
         let done = self.receive_from_underlay();

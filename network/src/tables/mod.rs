@@ -33,7 +33,8 @@ impl Table {
     /// Both.
     pub const ALL: [Self; 2] = [Self::Flows, Self::Leases];
 
-    fn folder(self) -> &'static str {
+    /// Its folder in the state directory.
+    pub fn folder(self) -> &'static str {
         match self {
             Self::Flows => "flows",
             Self::Leases => "leases",

@@ -1,0 +1,88 @@
+//! `bixi-network port …`: one request to the control socket.
+
+use super::ask::{Whom, escape};
+use super::{Failure, show};
+use bixi_api::network::{PortAdd, PortDescription};
+use clap::Subcommand;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+/// What is asked, and of whom.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    whom: Whom,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// All ports.
+    List,
+    /// One port, with its counters.
+    Show {
+        /// The port's id.
+        id: String,
+    },
+    /// Serve a port on a vhost-user socket.
+    Add {
+        /// The port's id.
+        id: String,
+        /// Where front ends connect.
+        #[arg(long, value_name = "SOCKET")]
+        socket: PathBuf,
+        /// The placement's epoch; a lower one than the port has seen is refused.
+        #[arg(long, value_name = "N")]
+        epoch: u64,
+        /// The segment it is in: a VXLAN network identifier.
+        #[arg(long, value_name = "VNI")]
+        segment: u32,
+        /// Its hardware address.
+        #[arg(long, value_name = "MAC")]
+        mac: String,
+        /// Its addresses; DHCP gives the first.
+        #[arg(long, value_name = "ADDRESS", required = true, value_delimiter = ',')]
+        ipv4: Vec<Ipv4Addr>,
+        /// Pairs of queues offered.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        queue_pairs: u16,
+        /// Accept a front end whose memory can shrink, as that of foreign ones.
+        #[arg(long)]
+        allow_unsealed: bool,
+    },
+    /// Serve a port no longer.
+    Delete {
+        /// The port's id.
+        id: String,
+    },
+}
+
+pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Failure> {
+    let client = whom.client();
+    let path = |id: &str| format!("/v1/ports/{}", escape(id));
+    match verb {
+        Verb::List => {
+            let ports: Vec<PortDescription> = client.get("/v1/ports").await?;
+            whom.write(&ports, |ports| show::ports(ports))
+        }
+        Verb::Show { id } => {
+            let port: PortDescription = client.get(&path(id)).await?;
+            whom.write(&port, show::port)
+        }
+        Verb::Add { id, socket, epoch, segment, mac, ipv4, queue_pairs, allow_unsealed } => {
+            let add = PortAdd {
+                epoch: *epoch,
+                socket: std::path::absolute(socket)?,
+                segment: *segment,
+                mac: mac.clone(),
+                ipv4: ipv4.clone(),
+                queue_pairs: *queue_pairs,
+                require_sealed: !allow_unsealed,
+            };
+            let port: PortDescription = client.put(&path(id), &add).await?;
+            whom.write(&port, |port| show::ports(std::slice::from_ref(port)))
+        }
+        Verb::Delete { id } => Ok(client.delete(&path(id)).await?),
+    }
+}
