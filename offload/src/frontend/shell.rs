@@ -35,6 +35,9 @@ pub enum Target {
     Stream(Option<OwnedFd>),
 }
 
+/// Messages handled in one turn; a back end that sends on without end must not keep its owner from everything else.
+const MESSAGES_PER_TURN: usize = 64;
+
 /// Reads the used index of a ring from guest memory.
 pub type ReadUsed = Box<dyn Fn(&Ring) -> u16 + Send>;
 
@@ -80,6 +83,8 @@ pub struct Shell {
     target: Target,
     read_used: ReadUsed,
     begun: bool,
+    /// Whether the last turn left messages unread, so that another one is due at once.
+    unfinished: bool,
     connection: Option<Connection>,
     channel: Option<Connection>,
     link_deadline: Option<Instant>,
@@ -136,6 +141,7 @@ impl Shell {
             target,
             read_used,
             begun: false,
+            unfinished: false,
             connection: None,
             channel: None,
             // The first try is due at once.
@@ -221,6 +227,9 @@ impl Shell {
     /// When the next turn is due even if nothing is ready.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
+        if self.unfinished {
+            return Some(Instant::now());
+        }
         match (self.link_deadline, self.stop_deadline) {
             (Some(link), Some(stop)) => Some(link.min(stop)),
             (one, other) => one.or(other),
@@ -250,25 +259,38 @@ impl Shell {
         if self.connection.as_mut().is_some_and(|connection| connection.flush().is_err()) {
             self.step(Event::Disconnected);
         }
-        while let Some(connection) = &mut self.connection {
-            match connection.receive() {
-                Ok(Some((message, descriptors))) => {
-                    self.handle(Event::Message(message), descriptors)
-                }
-                Ok(None) => break,
-                Err(Lost) => self.step(Event::Disconnected),
+        self.unfinished = true;
+        for _ in 0..MESSAGES_PER_TURN {
+            if !self.read_one() {
+                self.unfinished = false;
+                break;
             }
         }
-        while let Some(channel) = &mut self.channel {
-            match channel.receive() {
-                Ok(Some((message, descriptors))) => {
-                    self.handle(Event::ChannelMessage(message), descriptors);
-                }
-                Ok(None) => break,
-                // A back end may close its channel and serve on.
-                Err(Lost) => self.channel = None,
+    }
+
+    /// Reads a message and handles it; false if there is none.
+    fn read_one(&mut self) -> bool {
+        match self.connection.as_mut().map(Connection::receive) {
+            Some(Ok(Some((message, descriptors)))) => {
+                self.handle(Event::Message(message), descriptors);
+                return true;
             }
+            Some(Err(Lost)) => {
+                self.step(Event::Disconnected);
+                return true;
+            }
+            Some(Ok(None)) | None => {}
         }
+        match self.channel.as_mut().map(Connection::receive) {
+            Some(Ok(Some((message, descriptors)))) => {
+                self.handle(Event::ChannelMessage(message), descriptors);
+                return true;
+            }
+            // A back end may close its channel and serve on.
+            Some(Err(Lost)) => self.channel = None,
+            Some(Ok(None)) | None => {}
+        }
+        false
     }
 
     /// All of guest memory from now on, each region with its file.
