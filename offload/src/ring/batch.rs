@@ -82,7 +82,7 @@ impl Batch {
     ///
     /// `memory` is the memory of the queue that the batch was taken from ([`super::SplitQueue::memory`]). With any
     /// other there are no chains.
-    #[inline]
+    #[inline(always)]
     pub fn chains<'a>(
         &'a self,
         memory: &'a GuestMemory,
@@ -96,7 +96,7 @@ impl Batch {
     }
 
     /// Chain number `index`, if there is one and `memory` is that of the queue.
-    #[inline]
+    #[inline(always)]
     pub fn chain<'a>(&'a self, memory: &'a GuestMemory, index: usize) -> Option<Chain<'a>> {
         if index >= self.taken || !std::ptr::eq(self.memory, memory) {
             return None;
@@ -115,13 +115,13 @@ pub struct Chain<'a> {
 
 impl<'a> Chain<'a> {
     /// The chain's name towards [`super::SplitQueue::complete`].
-    #[inline]
+    #[inline(always)]
     pub fn head(&self) -> u16 {
         self.entry.head
     }
 
     /// The bytes that the driver wrote for us.
-    #[inline]
+    #[inline(always)]
     pub fn readable(&self) -> Segments<'a> {
         let first = self.entry.first as usize;
         let segments = &self.segments[first..first + usize::from(self.entry.readable)];
@@ -129,7 +129,7 @@ impl<'a> Chain<'a> {
     }
 
     /// The bytes that we may write.
-    #[inline]
+    #[inline(always)]
     pub fn writable(&self) -> Segments<'a> {
         let first = self.entry.first as usize + usize::from(self.entry.readable);
         let segments = &self.segments[first..first + usize::from(self.entry.writable)];
@@ -162,7 +162,7 @@ impl<'a> Segments<'a> {
     }
 
     /// The contiguous pieces, none empty.
-    #[inline]
+    #[inline(always)]
     pub fn iter(&self) -> Pieces<'a> {
         Pieces { rest: *self }
     }
@@ -177,6 +177,7 @@ impl<'a> Segments<'a> {
     }
 
     /// The first `at` bytes and the rest, if there are as many.
+    #[inline(always)]
     pub fn split_at(&self, at: usize) -> Option<(Self, Self)> {
         if at > self.len() {
             return None;
@@ -198,6 +199,7 @@ impl<'a> Segments<'a> {
     }
 
     /// `len` bytes from `offset` on, if they are there.
+    #[inline]
     pub fn slice(&self, offset: usize, len: usize) -> Option<Self> {
         Some(self.split_at(offset)?.1.split_at(len)?.0)
     }
@@ -266,7 +268,7 @@ pub struct Pieces<'a> {
 impl<'a> Iterator for Pieces<'a> {
     type Item = GuestBytes<'a>;
 
-    #[inline]
+    #[inline(always)]
     fn next(&mut self) -> Option<GuestBytes<'a>> {
         let (first, others) = self.rest.segments.split_first()?;
         let len = (first.len - self.rest.skip).min(self.rest.len);

@@ -227,10 +227,14 @@ impl SplitQueue {
             return Err(self.fail(RingError::MemoryGone));
         }
         let max = max.min(batch.entries.len());
-        if self.record.as_ref().is_some_and(|record| record.waiting() > 0) {
-            return self.take_recovered(max, batch).map_err(|error| self.fail(error));
-        }
-        self.take_available(max, batch).map_err(|error| self.fail(error))
+        let waiting = self.record.as_ref().is_some_and(|record| record.waiting() > 0);
+        let taken =
+            if waiting { self.take_recovered(max, batch) } else { self.take_available(max, batch) };
+        taken.map_err(|error| {
+            // Good chains before the bad one were not marked in flight, and are not given out.
+            batch.taken = 0;
+            self.fail(error)
+        })
     }
 
     /// Remembers the first error, and gives it.

@@ -316,6 +316,21 @@ fn each_broken_rule_has_its_error() {
 }
 
 #[test]
+fn good_chains_before_a_bad_one_are_not_given_out() {
+    let mut driver = Driver::new(8, 0, 0);
+    driver.add(&simple(4, 4)).unwrap();
+    driver.add(&simple(4, 4)).unwrap();
+    descriptor(&driver, 2, u64::MAX, 4, 0, 0);
+    let map = record(1, 8);
+    let setup = QueueSetup { inflight: map.queue(0), ..driver.setup(0) };
+    let mut device = Device::new(&driver, setup);
+    device.queue.take(8, &mut device.batch).unwrap_err();
+    assert!(device.batch.is_empty() && device.queue.outstanding() == 0);
+    let setup = QueueSetup { inflight: map.queue(0), ..driver.setup(0) };
+    assert_eq!(Device::new(&driver, setup).queue.recovered(), 0);
+}
+
+#[test]
 fn a_driver_that_does_not_wait_for_its_answers_is_stopped() {
     let mut driver = Driver::new(4, 0, 0);
     for _ in 0..2 {
