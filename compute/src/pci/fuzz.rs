@@ -162,7 +162,8 @@ pub fn pci_accesses(data: &[u8]) {
 pub fn pci_state(data: &[u8]) {
     let (ports, memory) = (Arc::new(PortBus::default()), Arc::new(MemoryBus::default()));
     let apertures = i440fx_1::apertures(40);
-    let pci = i440fx_1::build(ports, memory, apertures, Arc::new(NoPower));
+    let pci =
+        i440fx_1::build(Arc::clone(&ports), Arc::clone(&memory), apertures, Arc::new(NoPower));
     let _ = pci.restore(&Payload { kind: "pci-root".into(), version: 1, bytes: data.to_vec() });
     pci.resume();
 }

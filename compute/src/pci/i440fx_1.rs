@@ -53,7 +53,7 @@ pub fn apertures(address_bits: u8) -> Apertures {
     Apertures { memory32: MEMORY32, memory64: (end <= reach).then_some(MEMORY64_START..end) }
 }
 
-/// Builds the hierarchy with the chipset in it. `power` is the power-management block at the ports of function `1.3`.
+/// Builds the hierarchy with the chipset in it. It does not keep the buses alive. `power` is the power-management block at the ports of function `1.3`.
 #[must_use]
 pub fn build(
     ports: Arc<PortBus>,
@@ -66,7 +66,7 @@ pub fn build(
         (root(1, 0), Arc::new(isa_bridge())),
         (root(1, 3), Arc::new(power_management(power))),
     ];
-    Arc::new(PciRoot::new(chipset, &BRIDGES, BRIDGE, ports, memory, apertures))
+    Arc::new(PciRoot::new(chipset, &BRIDGES, BRIDGE, &ports, &memory, apertures))
 }
 
 /// The addresses that disks get unless told, best first.

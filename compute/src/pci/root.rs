@@ -16,7 +16,7 @@ use bixi_api::compute::DeviceDescription;
 use bixi_api::state::{Declared, Movable, Payload};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The port of the address latch; only a write of four bytes reaches it.
 pub const CONFIG_ADDRESS: u16 = 0xcf8;
@@ -79,8 +79,9 @@ pub struct PciRoot {
     pub(super) inner: Mutex<Inner>,
     /// Those of the functions whose registers the root answers for.
     chipset: Vec<(PciPath, Arc<ChipsetFunction>)>,
-    ports: Arc<PortBus>,
-    memory: Arc<MemoryBus>,
+    /// Weak: the buses hold this root's ports.
+    ports: Weak<PortBus>,
+    memory: Weak<MemoryBus>,
     pub(super) apertures: Apertures,
 }
 
@@ -114,10 +115,11 @@ impl PciRoot {
         chipset: Vec<(PciPath, Arc<ChipsetFunction>)>,
         bridges: &[u8],
         bridge: Identity,
-        ports: Arc<PortBus>,
-        memory: Arc<MemoryBus>,
+        ports: &Arc<PortBus>,
+        memory: &Arc<MemoryBus>,
         apertures: Apertures,
     ) -> Self {
+        let (ports, memory) = (Arc::downgrade(ports), Arc::downgrade(memory));
         let functions =
             chipset.iter().map(|(path, f)| (*path, Arc::clone(f) as Arc<dyn PciFunction>));
         let inner = Inner {
@@ -278,12 +280,13 @@ impl PciRoot {
         let Some(function) = inner.functions.get(&path).map(Arc::clone) else { return };
         let window = Arc::new(Window { function: Arc::clone(&function), id: region.id });
         let range = BusRange { start: region.base, len: region.size };
+        // A machine whose buses are gone is being taken down; nobody looks any more.
         let done = match region.space {
-            Space::Io => self.ports.insert(range, window),
-            Space::Memory => self.memory.insert(range, window),
+            Space::Io => self.ports.upgrade().map(|bus| bus.insert(range, window)),
+            Space::Memory => self.memory.upgrade().map(|bus| bus.insert(range, window)),
         };
         // A device that is no PCI function is in the way. It keeps its place, as a decoder nearer to the CPU would.
-        if done.is_ok() {
+        if done.is_some_and(|done| done.is_ok()) {
             inner.mapped.push((path, region));
             function.mapped(region.id, Some(region.base));
         }
@@ -299,8 +302,8 @@ impl PciRoot {
         function.mapped(region.id, None);
         let range = BusRange { start: region.base, len: region.size };
         match region.space {
-            Space::Io => drop(self.ports.remove(range)),
-            Space::Memory => drop(self.memory.remove(range)),
+            Space::Io => drop(self.ports.upgrade().map(|bus| bus.remove(range))),
+            Space::Memory => drop(self.memory.upgrade().map(|bus| bus.remove(range))),
         }
         inner.mapped.retain(|mapping| *mapping != (path, *region));
     }

@@ -315,11 +315,22 @@ fn state_round_trips() {
 }
 
 #[test]
+fn a_machine_that_is_taken_down_leaves_nothing() {
+    let machine = Machine::with(&["2/1"]);
+    machine.pci.assign().unwrap();
+    let pci = Arc::downgrade(&machine.pci);
+    let function = Arc::downgrade(&machine.pci.functions()[3].1);
+    drop(machine);
+    assert!(pci.upgrade().is_none() && function.upgrade().is_none());
+}
+
+#[test]
 fn without_room_above_memory_prefetchable_bars_lie_below() {
     let (ports, memory) = (Arc::new(PortBus::default()), Arc::new(MemoryBus::default()));
     let apertures = i440fx_1::apertures(39);
     assert_eq!(apertures.memory64, None);
-    let pci = i440fx_1::build(ports, Arc::clone(&memory), apertures, Arc::new(NoPower));
+    let pci =
+        i440fx_1::build(Arc::clone(&ports), Arc::clone(&memory), apertures, Arc::new(NoPower));
     let function = Plain::new();
     pci.insert("2/1".parse().unwrap(), Arc::clone(&function) as _).unwrap();
     pci.assign().unwrap();
