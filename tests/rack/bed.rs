@@ -113,7 +113,7 @@ fn logs(rack: &Rack) -> String {
     for server in rack.servers() {
         let script = "for f in /run/bixi/log/* /run/bixi/vm/*/vmm.log; do \
                       [ -s \"$f\" ] && echo \"== $f\" && tail -n 40 \"$f\"; done; \
-                      echo '== dmesg'; dmesg | tail -n 15";
+                      echo '== dmesg'; dmesg | tail -n 5";
         let said = server.sh(script).unwrap_or_else(|e| e.to_string());
         text.push_str(&format!("---- server-{}\n{said}\n", server.number()));
     }

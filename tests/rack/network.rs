@@ -2,7 +2,7 @@
 
 use crate::bed::Check;
 use bixi_lab::Rack;
-use bixi_tests::{Failure, Guest, Kernel, Lease, Pair, Result, check, wait_for};
+use bixi_tests::{Failure, Guest, Lease, Pair, Result, check, wait_for};
 use std::time::Duration;
 
 pub const CHECKS: &[Check] = &[

@@ -89,8 +89,8 @@ fn orders(rack: &Rack) -> Result<()> {
     guest.login()?;
     guest.order("reset")?;
     guest.login()?;
-    let twice = guest.order("start");
-    check!(twice.is_err(), "started twice: {twice:?}");
+    // What is asked for is so already: no change, no refusal.
+    check!(guest.order("start")?.state == VmState::Running, "started twice");
     // A console that reconnects gets what it missed.
     guest.reconnect()?;
     guest.console.wait_for("bixi-guest: ready", LIMIT)?;
