@@ -134,7 +134,7 @@ impl MicroGuest {
 
     /// Waits until `condition` holds. Returns whether it did in time.
     #[must_use]
-    pub fn wait(&self, condition: impl Fn(&Self) -> bool) -> bool {
+    pub fn wait(&self, mut condition: impl FnMut(&Self) -> bool) -> bool {
         let deadline = Instant::now() + DEADLINE;
         while !condition(self) {
             if Instant::now() > deadline {
