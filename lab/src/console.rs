@@ -119,8 +119,8 @@ impl Console {
     /// When no shell answers in time.
     pub fn adopt(&mut self, limit: Duration) -> Result<()> {
         // The typed line is echoed; what it prints is not in it, so only the shell's answer matches. Messages of the
-        // kernel would break into answers.
-        self.send(b"\n stty -echo; PS1= PS2=; dmesg -n 1; echo shell-\"is\"-here\n")?;
+        // kernel, and the shell's about jobs that end, would break into answers.
+        self.send(b"\n stty -echo; PS1= PS2=; set +m; dmesg -n 1; echo shell-\"is\"-here\n")?;
         self.wait_for("shell-is-here", limit).map(drop)
     }
 
