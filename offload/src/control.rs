@@ -72,6 +72,16 @@ impl Drop for SocketFile {
     }
 }
 
+/// Whether the process at the other end lives. One that was killed keeps its sockets for as long as the kernel waits
+/// for its I/O, which may be long; its main thread has ended by then.
+fn lives(stream: &StdStream) -> bool {
+    let Ok(peer) = rustix::net::sockopt::socket_peercred(stream) else { return true };
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", peer.pid.as_raw_nonzero()));
+    // The state is the first field behind the name, which is in parentheses and may hold any others.
+    let state = stat.as_ref().ok().and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
+    !matches!(state, Some('Z' | 'X'))
+}
+
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
@@ -102,7 +112,7 @@ impl Listener {
             Ok(meta) if !meta.file_type().is_socket() => {
                 return Err(ListenError::NotASocket { path: path.to_owned() });
             }
-            Ok(_) if StdStream::connect(path).is_ok() => {
+            Ok(_) if StdStream::connect(path).is_ok_and(|stream| lives(&stream)) => {
                 return Err(ListenError::InUse { path: path.to_owned() });
             }
             Ok(_) => {}

@@ -124,7 +124,10 @@ impl Store {
     /// # Errors
     /// The directory cannot be made or read.
     pub fn prepare(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.root)?;
+        // Asked first, because making it waits for a file system that takes no writes, even when it is there.
+        if !self.root.is_dir() {
+            fs::create_dir_all(&self.root)?;
+        }
         for entry in fs::read_dir(&self.root)? {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();

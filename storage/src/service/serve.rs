@@ -19,6 +19,9 @@ use std::str::FromStr;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
+/// How long the start waits for the root directory; a device that hangs must not keep operators from asking.
+const ROOT_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What the process is started with.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -183,14 +186,16 @@ async fn run(settings: &Settings) -> Result<(), ServeError> {
     for disk in &settings.bench_disks {
         add_bench_disk(&mut driver, disk)?;
     }
-    let opened = tokio::task::spawn_blocking({
+    let prepared = tokio::task::spawn_blocking({
         let store = store.clone();
         move || store.prepare()
     });
-    opened
-        .await
-        .map_err(|e| system("look at the root directory")(io::Error::other(e)))?
-        .map_err(directory("the root directory", &settings.root))?;
+    match tokio::time::timeout(ROOT_PATIENCE, prepared).await {
+        Ok(prepared) => prepared
+            .map_err(|e| system("look at the root directory")(io::Error::other(e)))?
+            .map_err(directory("the root directory", &settings.root))?,
+        Err(_) => tracing::warn!("the root directory does not answer; going on without it"),
+    }
 
     let (orders, policy) = (driver.orders(), driver.policy());
     let router = router(Control { orders: orders.clone(), policy, store });

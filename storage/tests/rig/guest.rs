@@ -81,8 +81,8 @@ pub struct Guest {
     pub stall: Duration,
     /// Whether holes are among the requests.
     pub holes: bool,
-    /// Whether sectors are written as well as blocks.
-    pub sectors: bool,
+    /// Whether flushes are.
+    pub flushes: bool,
 }
 
 /// A client of the disk at `socket`.
@@ -126,7 +126,7 @@ impl Guest {
             last: Instant::now(),
             stall: Duration::ZERO,
             holes: true,
-            sectors: false,
+            flushes: true,
         }
     }
 
@@ -193,7 +193,7 @@ impl Guest {
         let kind = match self.random.below(20) {
             0..=8 => WRITE,
             9..=16 => READ,
-            17 => FLUSH,
+            17 if self.flushes => FLUSH,
             18 if self.holes => ZEROES,
             19 if self.holes => DISCARD,
             _ => READ,

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod guest;
+pub mod mount;
+pub mod plain;
 
 use bixi_api::client::{ClientError, ControlClient};
 use bixi_api::storage::{DiskAttach, DiskCreate, DiskDescription};
@@ -72,10 +74,16 @@ impl Rig {
     pub fn start(&mut self) {
         self.launch(None);
         let deadline = Instant::now() + PATIENCE;
-        while let Err(error) = self.get::<serde_json::Value>("/v1/storage") {
-            assert!(matches!(error, ClientError::Connect { .. } | ClientError::Broken { .. }));
+        // Who asks too early may still reach the socket of a process that is being killed, and hear nothing.
+        let client = self.client().with_deadline(Duration::from_millis(500));
+        let ask = || self.runtime.block_on(client.get::<serde_json::Value>("/v1/storage")).err();
+        while let Some(error) = ask() {
+            assert!(!matches!(error, ClientError::Refused(_)), "{error}");
             assert!(Instant::now() < deadline, "it does not answer: {}", self.log());
-            assert!(!self.has_ended(), "it has ended: {}", self.log());
+            let child = self.child.as_ref().map(Child::id);
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.unwrap_or(0)));
+            let ended = stat.is_ok_and(|stat| stat.contains(") Z "));
+            assert!(!ended, "it has ended: {}", self.log());
             std::thread::yield_now();
         }
     }
