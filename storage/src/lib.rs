@@ -16,4 +16,6 @@
 pub mod cli;
 pub mod disk;
 pub mod engine;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod service;

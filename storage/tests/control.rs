@@ -1,4 +1,9 @@
 //! What operators and agents ask for, and how it is refused.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test says what it found by failing"
+)]
 
 mod rig;
 

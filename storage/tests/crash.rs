@@ -1,4 +1,9 @@
 //! The process dies under load and comes back: the guest sees a stall and nothing else.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test says what it found by failing"
+)]
 
 mod rig;
 

@@ -1,5 +1,10 @@
 //! File systems that are full, have large sectors, or do not answer. Need root, loop devices and ext4's tools; without
 //! them they say so and are skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test says what it found by failing"
+)]
 
 mod rig;
 

@@ -1,4 +1,9 @@
 //! Front ends that misbehave: their session ends, the process and its other sessions live.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test says what it found by failing"
+)]
 
 mod rig;
 

@@ -7,6 +7,7 @@
 use super::ranges::RangeLocks;
 use crate::disk::id::SERIAL_LENGTH;
 use crate::disk::layer::LayerFile;
+use bixi_api::state::{Declared, Movable, Payload};
 use bixi_api::storage::DiskStatistics;
 use bixi_offload::ring::Segments;
 use std::ptr::NonNull;
@@ -132,6 +133,58 @@ impl ServedDisk {
     }
 }
 
+/// The kind of the payload that counters travel as.
+pub const COUNTERS_KIND: &str = "disk-counters";
+/// The newest version of it that this release knows.
+pub const COUNTERS_VERSION: u32 = 1;
+
+/// A disk's counters as they travel: all queues together.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CountersState {
+    /// Reads.
+    #[prost(uint64, tag = "1")]
+    pub reads: u64,
+    /// Bytes read.
+    #[prost(uint64, tag = "2")]
+    pub read_bytes: u64,
+    /// Writes.
+    #[prost(uint64, tag = "3")]
+    pub writes: u64,
+    /// Bytes written.
+    #[prost(uint64, tag = "4")]
+    pub write_bytes: u64,
+    /// Flushes.
+    #[prost(uint64, tag = "5")]
+    pub flushes: u64,
+    /// Discards and write-zeroes.
+    #[prost(uint64, tag = "6")]
+    pub discards: u64,
+    /// Requests answered with an error.
+    #[prost(uint64, tag = "7")]
+    pub errors: u64,
+}
+
+impl Movable for ServedDisk {
+    /// Of a disk in use only its counters travel: bytes stay where they are, and the rest is made anew. A disk in this
+    /// process's memory is gone with it.
+    fn declare(&self) -> Declared {
+        if let Media::Memory(_) = self.media {
+            return Declared::NotMovable("its bytes are in this process's memory".to_owned());
+        }
+        let now = self.statistics();
+        let state = CountersState {
+            reads: now.reads,
+            read_bytes: now.read_bytes,
+            writes: now.writes,
+            write_bytes: now.write_bytes,
+            flushes: now.flushes,
+            discards: now.discards,
+            errors: now.errors,
+        };
+        Declared::State(Payload::new(COUNTERS_KIND, COUNTERS_VERSION, &state))
+    }
+}
+
 /// Counters for `queues` queues.
 pub fn counters(queues: u16) -> Box<[Counters]> {
     (0..queues).map(|_| Counters::default()).collect()
@@ -248,6 +301,9 @@ mod tests {
         let statistics = disk.statistics();
         assert_eq!((statistics.reads, statistics.read_bytes, statistics.errors), (4, 16384, 2));
         assert_eq!(statistics.writes, 0);
+        let Declared::State(payload) = disk.declare() else { panic!("counters travel") };
+        let state: CountersState = payload.read(COUNTERS_KIND, COUNTERS_VERSION).unwrap();
+        assert_eq!((state.reads, state.errors), (4, 2));
     }
 
     #[test]

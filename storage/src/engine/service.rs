@@ -10,6 +10,7 @@ use super::media::{Done, Media, MemoryMedia, ServedDisk};
 use super::points::AFTER_PUBLISH;
 use super::request::{self, Limits, Operation, STATUS_ERROR, STATUS_OK};
 use super::slot::Task;
+use bixi_api::state::{Declared, Movable};
 use bixi_offload::card::DeviceId;
 use bixi_offload::failpoint::hit;
 use bixi_offload::memory::GuestMemory;
@@ -127,6 +128,16 @@ impl BlockService {
         if !queue.unpublished {
             queue.unpublished = true;
             self.touched.push(ticket.queue);
+        }
+    }
+}
+
+impl Movable for BlockService {
+    /// A worker has nothing of its own but requests under way, which cannot be adopted: they are waited for.
+    fn declare(&self) -> Declared {
+        match self.queues.iter().flatten().map(|queue| queue.under_way).sum::<usize>() {
+            0 => Declared::Stateless,
+            count => Declared::NotMovable(format!("{count} requests are under way")),
         }
     }
 }

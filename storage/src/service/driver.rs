@@ -129,7 +129,7 @@ impl Driver {
     pub fn restore(&mut self, records: Vec<Record>) {
         for Record { id, attach, shape } in records {
             tracing::info!(disk = %id, epoch = attach.epoch, "restoring an attachment");
-            let attached = Attached::new(Attachment::restored(attach), Some(shape));
+            let attached = Attached::new(id.clone(), Attachment::restored(attach), Some(shape));
             self.going.insert(id.clone(), Going::Attached(Box::new(attached)));
             self.feed(&id, Event::Begin);
         }
@@ -292,7 +292,7 @@ impl Driver {
         }
         match self.going.get_mut(&id) {
             None => {
-                let mut attached = Attached::new(Attachment::asked(attach), None);
+                let mut attached = Attached::new(id.clone(), Attachment::asked(attach), None);
                 attached.askers.push(reply);
                 self.going.insert(id.clone(), Going::Attached(Box::new(attached)));
                 self.feed(&id, Event::Begin);

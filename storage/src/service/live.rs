@@ -10,6 +10,7 @@ use crate::disk::layer::LayerFile;
 use crate::disk::meta::Meta;
 use crate::engine::config::Shape;
 use crate::engine::media::ServedDisk;
+use bixi_api::state::{Declared, Movable};
 use bixi_api::storage::{
     AttachmentDescription, DiskAttach, DiskCreation, DiskDescription, DiskStatistics,
 };
@@ -43,6 +44,8 @@ pub enum Going {
 /// An attached disk.
 #[derive(Debug)]
 pub struct Attached {
+    /// The disk.
+    pub id: DiskId,
     /// What decides.
     pub machine: Attachment,
     /// What is offered.
@@ -115,10 +118,25 @@ impl Going {
     }
 }
 
+impl Movable for Attached {
+    /// An attachment travels as its record does: what was asked for and what is offered. Its sessions and queues
+    /// declare themselves, and the writer lock is taken anew where it arrives.
+    fn declare(&self) -> Declared {
+        match (self.machine.stage(), self.shape) {
+            (Stage::Standing { .. } | Stage::Serving, Some(shape)) => {
+                let attach = self.machine.attach.clone();
+                Declared::State(Record { id: self.id.clone(), attach, shape }.payload())
+            }
+            _ => Declared::NotMovable("the disk is just being attached or detached".to_owned()),
+        }
+    }
+}
+
 impl Attached {
     /// An attachment at its beginning.
-    pub fn new(machine: Attachment, shape: Option<Shape>) -> Self {
+    pub fn new(id: DiskId, machine: Attachment, shape: Option<Shape>) -> Self {
         Self {
+            id,
             machine,
             shape,
             layer: None,
@@ -250,5 +268,38 @@ impl Attached {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::attachment::{Claim, Event};
+
+    #[test]
+    fn an_attachment_moves_when_it_stands() {
+        let attach = DiskAttach {
+            epoch: 4,
+            socket: "/s".into(),
+            queues: 2,
+            read_only: false,
+            require_sealed: true,
+        };
+        let shape = Shape {
+            size: 4096,
+            queues: 2,
+            read_only: false,
+            discard: true,
+            write_zeroes: true,
+            zeroes_may_unmap: true,
+        };
+        let id: DiskId = "d-0123456789abcdefghij".parse().unwrap();
+        let machine = Attachment::asked(attach.clone());
+        let mut attached = Attached::new(id.clone(), machine, Some(shape));
+        assert!(matches!(attached.declare(), Declared::NotMovable(_)));
+        attached.machine.step(Event::Begin);
+        attached.machine.step(Event::Claimed(Claim::Held));
+        let Declared::State(payload) = attached.declare() else { panic!("it stands") };
+        assert_eq!(Record::from_payload(&payload), Ok(Record { id, attach, shape }));
     }
 }
