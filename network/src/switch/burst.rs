@@ -16,7 +16,6 @@ use crate::engine::policy::{self, Ingress, Packet};
 use crate::engine::view::{PortIndex, SegmentView};
 use crate::packet::offload::Offload;
 use crate::packet::{ETHERNET, Frame, HEAD, parse};
-use bixi_offload::worker::QueueSlot;
 
 /// Frames in a burst: enough to pay for what is done once per burst, few enough for the nearest cache.
 pub const BATCH: usize = 32;
@@ -49,16 +48,6 @@ pub enum Fate {
     Answer(Answer),
     /// It is larger than the segment's MTU.
     TooBig,
-}
-
-impl Fate {
-    /// The queue that it goes into.
-    pub fn queue(self) -> Option<QueueSlot> {
-        match self {
-            Self::Receive(slot) => Some(QueueSlot(slot as usize)),
-            _ => None,
-        }
-    }
 }
 
 /// The frames under way.
@@ -155,6 +144,14 @@ impl Burst {
     #[inline]
     pub fn count(&self, first: usize, fate: Fate) -> usize {
         self.fates[first..self.len].iter().filter(|other| **other == fate).count()
+    }
+
+    /// How many of the frames from `first` on have this fate, and their bytes.
+    pub fn sum(&self, first: usize, fate: Fate) -> (u64, u64) {
+        let fates = self.fates[first..self.len].iter().zip(&self.lengths[first..]);
+        fates
+            .filter(|(other, _)| **other == fate)
+            .fold((0, 0), |(frames, bytes), (_, length)| (frames + 1, bytes + u64::from(*length)))
     }
 
     /// Adds a frame of `length` bytes whose header and head `read` puts where it is told, `header` bytes of header first;

@@ -136,11 +136,12 @@ pub struct Refused {
 }
 
 impl UnderlayCounters {
-    /// Writes what a batch of frames from other servers led to.
-    pub fn add_received(&self, tally: &Tally, refused: &Refused) {
+    /// Writes what a batch of frames from other servers led to; `given` are the frames that ports were given and their
+    /// bytes.
+    pub fn add_received(&self, given: (u64, u64), tally: &Tally, refused: &Refused) {
         let dropped = |reason: Reason| tally.dropped[reason as usize];
-        add(&self.received, tally.frames - tally.dropped.iter().sum::<u64>().min(tally.frames));
-        add(&self.received_bytes, tally.bytes);
+        add(&self.received, given.0);
+        add(&self.received_bytes, given.1);
         add(&self.malformed, refused.malformed + dropped(Reason::Malformed));
         add(&self.unknown_segment, refused.unknown_segment);
         add(&self.unknown_server, refused.unknown_server);

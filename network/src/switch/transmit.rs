@@ -96,6 +96,7 @@ impl Switch {
         }
         let Underlay { inbound, flows, counters, .. } = underlay;
         let (mut tally, mut refused) = (Tally::default(), Refused::default());
+        let mut given = (0, 0);
         let mut datagrams = inbound.receive();
         while let Some((segment, batch)) = datagrams.next_batch(&ports.view, &mut refused) {
             burst.clear();
@@ -112,12 +113,19 @@ impl Switch {
             burst.decide(&mut by, segment.vni, &mut tally);
             burst.choose_queues(ports);
             for index in 0..burst.len() {
-                if let Some(slot) = burst.fate(index).queue() {
-                    give_all(ports, burst, work, &batch, index, slot);
+                match burst.fate(index) {
+                    Fate::Receive(slot) => {
+                        let (frames, bytes) = burst.sum(index, Fate::Receive(slot));
+                        given = (given.0 + frames, given.1 + bytes);
+                        let slot = QueueSlot(slot as usize);
+                        give_all(ports, burst, work, &batch, index, slot);
+                    }
+                    Fate::TooBig => tally.drop(Reason::TooBig),
+                    _ => {}
                 }
             }
         }
-        counters.add_received(&tally, &refused);
+        counters.add_received(given, &tally, &refused);
         tally.frames as usize
     }
 }

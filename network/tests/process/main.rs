@@ -1,0 +1,15 @@
+//! The process as a whole: `bixi-network` is started as an operator starts it, and driven by front ends over real
+//! vhost-user sockets. Tests that need root or a program that is not there say so and are skipped.
+
+// A test that cannot go on panics, in its helpers too.
+#![allow(clippy::unwrap_used)]
+
+mod control;
+mod foreign;
+mod guest;
+mod hostile;
+mod namespace;
+mod overlay;
+mod server;
+mod survival;
+mod switching;
