@@ -121,12 +121,14 @@ pub(super) struct Task {
     /// Until when the control queue waits, if the driver has used up its budget.
     control_dry: Option<Instant>,
     log: LogLimit,
+    running_log: LogLimit,
 }
 
 impl Task {
     pub(super) fn new(parts: Parts) -> Self {
         let (orders, phase) = (Orders::default(), Phase::Idle);
-        Self { parts, orders, phase, control_dry: None, log: LogLimit::default() }
+        let (log, running_log) = (LogLimit::default(), LogLimit::default());
+        Self { parts, orders, phase, control_dry: None, log, running_log }
     }
 
     pub(super) async fn run(mut self) {
@@ -186,9 +188,7 @@ impl Task {
             match notice {
                 Notice::Probed(probe) => self.probed(&probe),
                 Notice::ConfigChanged(config) => self.show(&config),
-                Notice::Running => {
-                    tracing::info!(device = %self.parts.id, "the back end is at work")
-                }
+                Notice::Running => self.running(),
                 Notice::Stopped { bases } => self.stopped(&bases),
                 Notice::Down(down) => self.down(&down),
                 Notice::MemoryInForce | Notice::LogInForce | Notice::CallInForce { .. } => {}
@@ -200,6 +200,13 @@ impl Task {
     fn probed(&mut self, probe: &Probe) {
         self.parts.position.lock().reconnects += 1;
         self.show(&probe.config);
+    }
+
+    fn running(&self) {
+        // A guest brings this about as often as it sets the device up.
+        if let Some(suppressed) = self.running_log.pass() {
+            tracing::info!(device = %self.parts.id, suppressed, "the back end is at work");
+        }
     }
 
     /// The back end told its configuration space.
@@ -375,7 +382,9 @@ impl Task {
         self.parts.position.stand(Standing::Busy);
         let begun = self.try_begin(active, bases);
         if let Err(error) = begun {
-            tracing::error!(device = %self.parts.id, %error, "cannot begin; the guest's driver is told to reset");
+            if let Some(suppressed) = self.log.pass() {
+                tracing::error!(device = %self.parts.id, %error, suppressed, "cannot begin; the guest's driver is told to reset");
+            }
             self.parts.link.fail(life);
         }
     }
@@ -446,7 +455,9 @@ impl Task {
             queue.call = call;
         }
         if let Err(error) = changed {
-            tracing::error!(device = %self.parts.id, %error, "cannot change an interrupt; the guest's driver is told to reset");
+            if let Some(suppressed) = self.log.pass() {
+                tracing::error!(device = %self.parts.id, %error, suppressed, "cannot change an interrupt; the guest's driver is told to reset");
+            }
             self.parts.link.fail(life);
         }
     }
