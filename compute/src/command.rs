@@ -233,8 +233,8 @@ fn description_table(vm: &VmDescription) -> String {
 
 fn statistics_table(vm: &VmStatistics) -> String {
     let mut text = String::new();
-    let seconds = vm.uptime_ns / 1_000_000_000;
-    let _ = writeln!(text, "{:<16} {seconds} s", "uptime");
+    let (seconds, rest) = (vm.uptime_ns / 1_000_000_000, vm.uptime_ns % 1_000_000_000);
+    let _ = writeln!(text, "{:<16} {seconds}.{:03} s", "uptime", rest / 1_000_000);
     let _ = writeln!(text, "{:<16} {} KiB", "overhead", vm.overhead_bytes >> 10);
     let _ = writeln!(text, "{:<16} {} KiB", "guest resident", vm.guest_resident_bytes >> 10);
     let _ = writeln!(text, "\n{:<6} {:<14} COUNT", "VCPU", "EXIT");

@@ -6,6 +6,7 @@ use bixi_api::client::{ClientError, ControlClient};
 use bixi_api::compute::{VmDescription, VmState, VmStatistics};
 use bixi_compute::microguest;
 use serde_json::{Value, json};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -238,4 +239,51 @@ async fn while_its_back_end_is_away_it_can_be_asked_and_stopped() {
     assert_eq!(put(&client, "stop").await.unwrap(), VmState::Stopped);
     assert_eq!(vmm.code(), Some(0));
     assert_eq!(left_behind(folder.path()), Vec::<String>::new());
+}
+
+/// A pseudo-terminal: the end that a person would sit at, and the one that a process gets.
+fn open_terminal() -> (OwnedFd, OwnedFd) {
+    let (mut ours, mut theirs) = (-1, -1);
+    let (name, modes, size) = (std::ptr::null_mut(), std::ptr::null(), std::ptr::null());
+    // SAFETY: both numbers are written, the optional arguments are absent.
+    let result = unsafe { libc::openpty(&mut ours, &mut theirs, name, modes, size) };
+    assert_eq!(result, 0);
+    // SAFETY: the call has just made them, and nobody else has them.
+    unsafe { (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) }
+}
+
+#[test]
+fn the_terminal_is_raw_while_the_vm_runs_and_as_before_afterwards() {
+    use rustix::termios::{LocalModes, tcgetattr};
+    if microguest::host().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = configure(folder.path(), |v| v["console"] = "terminal".into());
+    let (ours, theirs) = open_terminal();
+    let modes = || tcgetattr(&ours).unwrap().local_modes;
+    let before = tcgetattr(&ours).unwrap();
+    assert!(before.local_modes.contains(LocalModes::ICANON | LocalModes::ECHO));
+    // It ends by the operator's key and by a signal: either way the terminal comes back.
+    for way in 0..2 {
+        let mut command = vmm();
+        command.arg("--config").arg(&path).stderr(Stdio::null());
+        command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap());
+        let mut vmm = Running(command.spawn().unwrap());
+        let deadline = Instant::now() + DEADLINE;
+        while modes().contains(LocalModes::ICANON) {
+            assert!(Instant::now() < deadline, "the terminal does not become raw");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        match way {
+            0 => assert_eq!(rustix::io::write(&ours, b"typed\x1d").unwrap(), 6),
+            _ => {
+                let pid = rustix::process::Pid::from_child(&vmm.0);
+                rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+            }
+        }
+        assert_eq!(vmm.code(), Some(0));
+        assert_eq!(modes(), before.local_modes);
+        assert_eq!(tcgetattr(&ours).unwrap().input_modes, before.input_modes);
+    }
 }

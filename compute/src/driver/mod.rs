@@ -163,19 +163,19 @@ async fn wait_until_built(
             () = signals.recv() => return None,
             Some(asked) = requests.recv() => asked,
         };
-        let described = || description(checked, policy.state(), Vec::new());
+        let described = |state| description(checked, state, Vec::new());
         let answer = match asked.request {
             Request::Statistics => Ok(Answer::Statistics(Box::<VmStatistics>::default())),
-            Request::Describe => Ok(Answer::Description(Box::new(described()))),
             Request::Stop => {
-                policy.set(VmState::Stopped);
-                let _ = asked.reply.send(Ok(Answer::Description(Box::new(described()))));
+                // Nothing is built that would have to end: the answer is all there is to do.
+                let stopped = Answer::Description(Box::new(described(VmState::Stopped)));
+                let _ = asked.reply.send(Ok(stopped));
                 return None;
             }
-            request => match policy.check(request) {
-                Err(refusal) => Err(refusal),
-                Ok(_) => Ok(Answer::Description(Box::new(described()))),
-            },
+            request => {
+                let allowed = policy.check(request);
+                allowed.map(|_| Answer::Description(Box::new(described(policy.state()))))
+            }
         };
         // Who asked may have gone.
         let _ = asked.reply.send(answer);

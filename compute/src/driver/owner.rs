@@ -185,9 +185,11 @@ impl Owner {
                 return Next::End(Err(DriverError::Guest { index, failure }));
             }
         }
-        if rings.contains(Ring::Reset) && self.policy.state() == VmState::Running {
+        if rings.contains(Ring::Reset) {
             tracing::info!("the guest resets");
-            self.stand_still(Pending::Reset { reply: None, then_run: true });
+            // It may have asked in the instant before a pause: then it is reset, and still paused.
+            let then_run = self.policy.state() == VmState::Running;
+            self.stand_still(Pending::Reset { reply: None, then_run });
         }
         if rings.contains(Ring::Timers) {
             self.set_timer();
