@@ -35,14 +35,58 @@ impl DirtyLog {
         if len == 0 {
             return;
         }
-        let last = addr.saturating_add(len - 1) / LOG_PAGE;
         let end = (self.map.len() as u64).saturating_mul(8);
-        for page in addr / LOG_PAGE..=last.min(end.saturating_sub(1)) {
+        let last = (addr.saturating_add(len - 1) / LOG_PAGE).min(end - 1);
+        let mut page = addr / LOG_PAGE;
+        while page <= last {
+            // All pages of one byte at once: a hostile chain may name gigabytes.
+            let (byte, bit) = (page / 8, page % 8);
+            let bits = (last - page + 1).min(8 - bit);
             // SAFETY: page / 8 < len of the mapping by the bound above; AtomicU8 has the layout of u8 and may be
             // shared with another process.
-            let byte = unsafe { AtomicU8::from_ptr(self.map.as_ptr().add((page / 8) as usize)) };
+            let byte = unsafe { AtomicU8::from_ptr(self.map.as_ptr().add(byte as usize)) };
             // The front end takes the bit first and reads the page then, so the data must be there before the bit.
-            byte.fetch_or(1 << (page % 8), Ordering::Release);
+            byte.fetch_or((0xffu8 >> (8 - bits)) << bit, Ordering::Release);
+            page += bits;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{PageSize, SharedMemory};
+    use crate::sigbus::Watch;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn exactly_the_pages_of_a_range_are_marked() {
+        let file = SharedMemory::new("log", 4096, PageSize::Normal).unwrap();
+        let options = MappingOptions { require_sealed: true, watch: Watch::new() };
+        // 100 bytes: 800 pages.
+        let log = DirtyLog::map(file.as_fd(), 0, 100, &options).unwrap();
+        for (addr, len, pages) in [
+            (0, 0, 0..0),
+            (0, 1, 0..1),
+            (4095, 2, 0..2),
+            (7 * 4096, 4096, 7..8),
+            (7 * 4096, 4097, 7..9),
+            (3 * 4096, 30 * 4096, 3..33),
+            (8 * 4096, 16 * 4096, 8..24),
+            (799 * 4096, 8192, 799..800),
+            (800 * 4096, 1, 0..0),
+            (0, u64::MAX, 0..800),
+            (u64::MAX, u64::MAX, 0..0),
+            (5, u64::MAX - 2, 0..800),
+        ] {
+            rustix::io::pwrite(&file, &[0; 128], 0).unwrap();
+            log.mark(addr, len);
+            let mut bytes = [0; 128];
+            rustix::io::pread(&file, &mut bytes, 0).unwrap();
+            for page in 0..1024u64 {
+                let marked = bytes[(page / 8) as usize] >> (page % 8) & 1 == 1;
+                assert_eq!(marked, pages.contains(&page), "{addr:#x} {len:#x} page {page}");
+            }
         }
     }
 }
