@@ -37,8 +37,8 @@ impl Side for Network {
         let sockets = [folder.file("a.sock"), folder.file("b.sock")];
         let control = folder.file("control.sock");
         let mut command = Command::new(&self.program);
-        command.arg("--control").arg(&control);
-        command.arg("--state").arg(folder.file("state"));
+        command.arg("serve").arg("--state").arg(folder.path()).arg("--control").arg(&control);
+        command.arg("--cpu").arg(cores.server.0.to_string());
         let mut server = Process::start(command, Some(cores.server), folder.file("log"))?;
         server.wait_until("listen", UP, || control.exists())?;
         configure(&Control::new(&control)?, &sockets)?;

@@ -1,8 +1,8 @@
 //! The load on a switch: two front ends in one thread, of which one sends and the other receives.
 //!
 //! Buffers are made once. To send a frame again is one store into the available ring, to post a receive buffer again too; so per
-//! packet the generator does less than the switch, which also copies. It says how often it found the switch done
-//! with everything ([`Measured::starved`]): where that is not rare, the generator is what was measured.
+//! packet the generator does less than the switch, which also copies. It says how often it found nothing to do
+//! ([`Measured::idle`]): where that is rare, the generator is what was measured.
 
 use super::frame::{End, udp};
 use crate::load::clock::{self, Clock};
@@ -51,8 +51,8 @@ pub struct Measured {
     pub rate: f64,
     /// Packets that the switch took and did not deliver, as a share of those it took.
     pub lost: f64,
-    /// Turns in which the switch had sent everything it was given, as a share of all.
-    pub starved: f64,
+    /// Turns in which the generator waited for the switch, as a share of all.
+    pub idle: f64,
 }
 
 /// Two front ends at one switch.
@@ -204,14 +204,14 @@ impl Traffic {
     fn drive(&mut self, seconds: f64) -> Result<Measured, BenchError> {
         let start = clock::now();
         let (end, silence) = (self.clock.ticks(seconds), self.clock.ticks(SILENCE));
-        let (mut sent, mut received, mut starved, mut turns) = (0u64, 0u64, 0u64, 0u64);
+        let (mut sent, mut received, mut idle, mut turns) = (0u64, 0u64, 0u64, 0u64);
         let mut last = start;
         loop {
             let arrived = renew(&mut self.to.receive, &mut self.heads)?;
             let gone = renew(&mut self.from.send, &mut self.heads)?;
             received += arrived as u64;
             sent += gone as u64;
-            starved += u64::from(gone == usize::from(WINDOW));
+            idle += u64::from(gone + arrived == 0);
             turns += 1;
             if !turns.is_multiple_of(64) {
                 continue;
@@ -229,7 +229,7 @@ impl Traffic {
                 return Ok(Measured {
                     rate: received as f64 / seconds,
                     lost: sent.saturating_sub(received) as f64 / sent.max(1) as f64,
-                    starved: starved as f64 / turns as f64,
+                    idle: idle as f64 / turns as f64,
                 });
             }
         }
