@@ -3,8 +3,8 @@
 //! The library behind `bixi-vmm`. It holds KVM, the vCPUs, guest memory, the board and the virtio front ends; it holds
 //! no disk format and no packet logic, and opens no network connection.
 //!
-//! Who calls whom, from the top: [`driver`](self) owns the VM's state and is its only writer; it builds [`kvm`],
-//! [`memory`], the board and its devices. vCPU threads call devices through [`bus`]; devices interrupt the guest
+//! Who calls whom, from the top: [`driver`] owns the VM's state and is its only writer; it builds a
+//! [`machine`] of [`kvm`], [`memory`], the [`board`], its devices and [`vcpu`]s. vCPU threads call devices through [`bus`]; devices interrupt the guest
 //! through [`interrupts`].
 
 pub mod acpi;
