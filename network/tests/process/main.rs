@@ -1,8 +1,8 @@
 //! The process as a whole: `bixi-network` is started as an operator starts it, and driven by front ends over real
 //! vhost-user sockets. Tests that need root or a program that is not there say so and are skipped.
 
-// A test that cannot go on panics, in its helpers too.
-#![allow(clippy::unwrap_used)]
+// A test that cannot go on panics, one that is skipped says so: in helpers too.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod control;
 mod foreign;

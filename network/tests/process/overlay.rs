@@ -298,7 +298,7 @@ fn linux_s_own_vxlan_understands_us_and_we_it() {
     let here = server(&cable, 0);
     let mut a = guest(&here, 1);
     // The kernel says things of its own to groups on a new link; they are no answer to us.
-    let mut answer_to = |a: &mut Guest, sequence: u16, payload: &[u8]| {
+    let answer_to = |a: &mut Guest, sequence: u16, payload: &[u8]| {
         let deadline = Instant::now() + PATIENCE;
         loop {
             assert!(Instant::now() < deadline, "no answer to ping {sequence}");
