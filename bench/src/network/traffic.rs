@@ -21,8 +21,11 @@ const RING: u16 = 1024;
 const WINDOW: u16 = 512;
 /// The virtio-net header of a modern device.
 const HEADER: usize = 12;
-/// Bytes of a receive buffer.
+/// Bytes of a buffer.
 const BUFFER: u32 = 2048;
+/// Bytes from one buffer to the next: an odd number of cache lines, so that the buffers' beginnings, which are all that a small frame
+/// touches, spread over all sets of a cache, as those of real drivers do.
+const STRIDE: u32 = BUFFER + 64;
 /// How long anything but the load itself may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A switch that forwards nothing for so many seconds has stopped.
@@ -97,7 +100,7 @@ impl Port {
     /// Posts all receive buffers.
     fn post(&mut self) -> Result<(), BenchError> {
         for _ in 0..RING {
-            let addr = self.allocate(BUFFER)?;
+            let addr = self.allocate(STRIDE)?;
             let head = self.receive.prepare(&[Buffer::writable(addr, BUFFER)]);
             let head = head.ok_or_else(|| BenchError::Wrong("no descriptor".to_owned()))?;
             self.buffers[usize::from(head)] = addr;
@@ -113,7 +116,7 @@ impl Port {
         bytes.extend_from_slice(frame);
         let mut heads = Vec::with_capacity(usize::from(RING));
         for _ in 0..WINDOW {
-            let addr = self.allocate(BUFFER)?;
+            let addr = self.allocate(STRIDE)?;
             let room = self.arena.memory().get(addr, u64::from(BUFFER));
             let written = room.is_some_and(|room| room.write(0, &bytes));
             let head = self.send.prepare(&[Buffer::readable(addr, bytes.len() as u32)]);
