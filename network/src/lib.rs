@@ -20,6 +20,8 @@ pub mod address;
 pub mod answer;
 pub mod cli;
 pub mod engine;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod packet;
 pub mod service;
 pub mod state;

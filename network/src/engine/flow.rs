@@ -219,7 +219,7 @@ impl FlowTable {
         }
     }
 
-    /// Remembers a new flow, if its action can be remembered; returns whether another flow had to go.
+    /// Remembers a new flow, if its action can be remembered and there is room; returns whether another flow had to go.
     pub fn insert(&mut self, key: &Key, hash: u64, action: Action, epoch: u32, now: u32) -> bool {
         let Some(word) = action.to_word() else { return false };
         let group = group(hash, self.shift);
@@ -229,6 +229,10 @@ impl FlowTable {
         }
         let free = self.tags[group].matches(0);
         let way = if free != 0 { free.trailing_zeros() as usize } else { self.victim(group, now) };
+        // A system call for a page that no flow has used yet: 2,048 of them in the life of a table, none after.
+        if !self.table.reserve(group * WAYS + way) {
+            return false;
+        }
         let Some(record) = self.table.record(group * WAYS + way) else { return false };
         let [a, b, c, d] = key.0;
         record.write(&[a, b, c, d, word, epoch_and_use(epoch, now), 1], COVERED);

@@ -9,10 +9,12 @@
 //! Invariants: within a segment a hardware address and an address belong to one port; a socket belongs to one port; a
 //! port's epoch and a segment's generation never fall.
 
+use super::records;
 use super::rules::{self, Wrong};
 use crate::address::Mac;
 use crate::engine::view::{Network, PeerView, PortView, SegmentView};
 use bixi_api::network::{PortAdd, SegmentConfig};
+use bixi_api::state::{Declared, Movable};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
@@ -91,6 +93,36 @@ impl From<Wrong> for Refused {
 
 fn conflict(code: &'static str, message: String, hint: &'static str) -> Refused {
     Refused { code, message, hint, bad: false }
+}
+
+/// A port with its name, as it is written down and moves.
+#[derive(Debug, Clone, Copy)]
+pub struct PortRecord<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// What was asked for.
+    pub port: &'a WantedPort,
+}
+
+impl Movable for PortRecord<'_> {
+    fn declare(&self) -> Declared {
+        Declared::State(records::port_payload(self.id, self.port))
+    }
+}
+
+/// A segment with its number, as it is written down and moves.
+#[derive(Debug, Clone, Copy)]
+pub struct SegmentRecord<'a> {
+    /// Its VXLAN network identifier.
+    pub vni: u32,
+    /// What was asked for.
+    pub config: &'a SegmentConfig,
+}
+
+impl Movable for SegmentRecord<'_> {
+    fn declare(&self) -> Declared {
+        Declared::State(records::segment_payload(self.vni, self.config))
+    }
 }
 
 impl Model {
@@ -318,6 +350,19 @@ mod tests {
         assert_eq!(code(model.check_segment(7, &onto_a_port)), "AddressInUse");
         assert_eq!(code(model.check_segment_end(7)), "SegmentInUse");
         assert!(model.check_segment_end(8).is_ok());
+    }
+
+    #[test]
+    fn ports_and_segments_travel_whole() {
+        let model = model();
+        let port = PortRecord { id: "eni-1", port: &model.ports["eni-1"] };
+        let Declared::State(payload) = port.declare() else { panic!() };
+        let served = records::DecodedPort::Served(model.ports["eni-1"].clone());
+        assert_eq!(records::decode_port(&payload).unwrap(), ("eni-1".to_owned(), served));
+        let segment = SegmentRecord { vni: 7, config: &model.segments[&7].config };
+        let Declared::State(payload) = segment.declare() else { panic!() };
+        let decoded = records::decode_segment(&payload, model.own).unwrap();
+        assert_eq!(decoded, (7, model.segments[&7].clone()));
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 pub const ADDRESS_LIMIT: usize = 64;
 /// The most pairs of queues of a port.
 pub const PAIR_LIMIT: u16 = 32;
-/// The most hosts of a segment on other servers.
-pub const PEER_LIMIT: usize = 65_536;
+/// The most hosts of a segment on other servers: as many as fit a request.
+pub const PEER_LIMIT: usize = 32_768;
 /// The longest path that a UNIX socket can have, in bytes, with room for the name it is made under.
 const SOCKET_PATH: usize = 96;
 /// The longest id of a port.

@@ -74,6 +74,7 @@ impl Leases {
     pub fn give(&self, address: Ipv4Addr, mac: Mac, now: u64, seconds: u32) {
         let lease = Lease { address, mac, given: now, until: now.saturating_add(seconds.into()) };
         if let Some(index) = self.find(address).or_else(|| self.oldest())
+            && self.table.reserve(index)
             && let Some(record) = self.table.record(index)
         {
             record.write(&encode(&lease), COVERED);

@@ -5,6 +5,9 @@
 //! 4096   record 0 … record n-1
 //! ```
 //!
+//! The file is sparse. tmpfs gives a page when it is first written, and a full tmpfs answers such a write in a mapping with
+//! SIGBUS: so whoever writes a record asks for its page first ([`Mapped::reserve`]), and can be refused.
+//!
 //! Invariants: the mapping has room for the header and `records` records; nothing here makes a Rust reference to a
 //! record but as atomic words, because another process may read the file meanwhile; the record's first word is its check,
 //! written last. Used by [`super::lease`] and by the engine's flow cache.
@@ -18,7 +21,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::Ordering::{self, Relaxed};
+use std::sync::atomic::{AtomicU64, fence};
 
 /// Bytes of a record: one cache line.
 pub const RECORD: usize = 64;
@@ -26,6 +30,8 @@ pub const RECORD: usize = 64;
 pub const WORDS: usize = RECORD / 8;
 /// Bytes before the first record: a page, so that records are aligned however they are mapped.
 const HEADER: usize = 4096;
+/// Records in a page.
+const PAGE_RECORDS: usize = 4096 / RECORD;
 /// Bytes of the header that mean something.
 const HEADER_USED: usize = 36;
 
@@ -53,6 +59,8 @@ pub struct Mapped {
     seed: [u64; 2],
     file: File,
     path: PathBuf,
+    /// A bit for each page of records that the file really has.
+    pages: Box<[AtomicU64]>,
 }
 
 // SAFETY: the mapping is shared memory that lives until drop; all access is through atomics.
@@ -99,7 +107,48 @@ impl Mapped {
         let start = start.map_err(|e| failed("map")(e.into()))?;
         let start =
             NonNull::new(start.cast()).ok_or_else(|| failed("map")(io::Error::other("null")))?;
-        Ok((Self { start, layout, seed, file, path: path.to_owned() }, known.is_some()))
+        let pages = (layout.records as usize).div_ceil(PAGE_RECORDS).div_ceil(64);
+        let pages = (0..pages).map(|_| AtomicU64::new(0)).collect();
+        let table = Self { start, layout, seed, file, path: path.to_owned(), pages };
+        if known.is_some() {
+            table.for_each_written(|index, _| table.note_page(index))?;
+        }
+        Ok((table, known.is_some()))
+    }
+
+    /// Sees to it that record number `index` can be written. False when there is no room for it. A system call for each
+    /// page that the file gets, and none after.
+    #[inline]
+    #[must_use]
+    pub fn reserve(&self, index: usize) -> bool {
+        let page = index / PAGE_RECORDS;
+        let has = self
+            .pages
+            .get(page / 64)
+            .is_some_and(|word| word.load(Relaxed) >> (page % 64) & 1 == 1);
+        has || self.make_page(index)
+    }
+
+    #[cold]
+    fn make_page(&self, index: usize) -> bool {
+        if index >= self.len() {
+            return false;
+        }
+        let start = HEADER + index / PAGE_RECORDS * PAGE_RECORDS * RECORD;
+        let length = (PAGE_RECORDS * RECORD).min(HEADER + self.len() * RECORD - start);
+        let flags = rustix::fs::FallocateFlags::empty();
+        let made = rustix::fs::fallocate(&self.file, flags, start as u64, length as u64).is_ok();
+        if made {
+            self.note_page(index);
+        }
+        made
+    }
+
+    fn note_page(&self, index: usize) {
+        let page = index / PAGE_RECORDS;
+        if let Some(word) = self.pages.get(page / 64) {
+            word.fetch_or(1 << (page % 64), Relaxed);
+        }
     }
 
     /// How many records there are.
@@ -122,7 +171,7 @@ impl Mapped {
         &self.path
     }
 
-    /// Record number `index`; none past the end.
+    /// Record number `index`; none past the end. It may be read at any time, and written once it was reserved.
     #[inline]
     pub fn record(&self, index: usize) -> Option<&Record> {
         // SAFETY: the record lies inside the mapping, which lives as long as `self`; it is aligned because the mapping
@@ -194,11 +243,11 @@ impl Record {
     /// Only the first `covered` words behind the check word are part of the check; see [`check_of`].
     #[inline]
     pub fn write(&self, words: &[u64; WORDS - 1], covered: usize) {
-        self.0[0].store(0, Ordering::Relaxed);
+        self.0[0].store(0, Relaxed);
         // The check word is cleared before any other word changes, …
         fence(Ordering::Release);
         for (to, word) in self.0[1..].iter().zip(words) {
-            to.store(*word, Ordering::Relaxed);
+            to.store(*word, Relaxed);
         }
         // … and set after all have.
         self.0[0].store(check_of(&words[..covered.min(words.len())]), Ordering::Release);
@@ -207,7 +256,7 @@ impl Record {
     /// The words behind the check word.
     #[inline]
     pub fn read(&self) -> [u64; WORDS - 1] {
-        std::array::from_fn(|i| self.0[i + 1].load(Ordering::Relaxed))
+        std::array::from_fn(|i| self.0[i + 1].load(Relaxed))
     }
 
     /// What the record is.
@@ -305,6 +354,7 @@ mod tests {
         let path = folder.path().join("table");
         let (table, known) = Mapped::open(&path, LAYOUT).unwrap();
         assert!(!known);
+        assert!(table.reserve(7) && table.reserve(4095) && !table.reserve(4096));
         table.record(7).unwrap().write(&[1, 2, 3, 4, 5, 6, 7], 4);
         table.record(4095).unwrap().write(&[9; 7], 7);
         assert!(table.record(4096).is_none());
@@ -335,6 +385,7 @@ mod tests {
             let (table, known) = Mapped::open(&path, other).unwrap();
             assert!(!known, "{other:?}");
             assert_eq!(table.record(3).unwrap().state(7), RecordState::Empty);
+            assert!(table.reserve(3));
             table.record(3).unwrap().write(&[1; 7], 7);
         }
         let file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -351,13 +402,13 @@ mod tests {
         for stores in 0..=9 {
             record.write(&old, 7);
             if stores > 0 {
-                record.0[0].store(0, Ordering::Relaxed);
+                record.0[0].store(0, Relaxed);
             }
             for (i, word) in new.iter().enumerate().take((stores as usize).saturating_sub(1)) {
-                record.0[i + 1].store(*word, Ordering::Relaxed);
+                record.0[i + 1].store(*word, Relaxed);
             }
             if stores == 9 {
-                record.0[0].store(check_of(&new), Ordering::Relaxed);
+                record.0[0].store(check_of(&new), Relaxed);
             }
             let expected =
                 if matches!(stores, 0 | 9) { RecordState::Whole } else { RecordState::Torn };
@@ -365,6 +416,33 @@ mod tests {
         }
         record.clear();
         assert_eq!(record.state(7), RecordState::Empty);
+    }
+
+    #[test]
+    fn a_full_file_system_refuses_and_kills_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path();
+        let mount = |arguments: &[&str]| {
+            std::process::Command::new("mount").args(arguments).arg(target).output()
+        };
+        let mounted = mount(&["-t", "tmpfs", "-o", "size=64k", "tmpfs"]);
+        if !mounted.is_ok_and(|output| output.status.success()) {
+            println!("skipped a_full_file_system_refuses_and_kills_nobody: cannot mount a tmpfs");
+            return;
+        }
+        let (table, _) = Mapped::open(&target.join("table"), LAYOUT).unwrap();
+        let mut written = 0;
+        for index in 0..4096 {
+            if table.reserve(index) {
+                table.record(index).unwrap().write(&[index as u64; 7], 7);
+                written += 1;
+            }
+        }
+        drop(table);
+        let unmounted = std::process::Command::new("umount").arg(target).status().unwrap();
+        assert!(unmounted.success());
+        // 64 KiB are 16 pages, of which the header has one and the directory none.
+        assert!((10 * 64..16 * 64).contains(&written), "{written}");
     }
 
     proptest! {

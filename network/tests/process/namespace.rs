@@ -4,7 +4,8 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Two namespaces with a cable between: 192.0.2.1 and 192.0.2.2 on `under0`. Gone when dropped.
+/// Two namespaces with a cable between: 192.0.2.1, 2001:db8::1 and 192.0.2.2, 2001:db8::2 on
+/// `under0`. Gone when dropped.
 pub struct Cable {
     names: [String; 2],
 }
@@ -43,6 +44,8 @@ impl Cable {
         run(&format!("ip -n {a} link add under0 type veth peer name under0 netns {b}"))?;
         for (side, name) in (1..).zip(&self.names) {
             run(&format!("ip -n {name} addr add 192.0.2.{side}/24 dev under0"))?;
+            // Without duplicate address detection it can be used at once.
+            run(&format!("ip -n {name} addr add 2001:db8::{side}/64 dev under0 nodad"))?;
             run(&format!("ip -n {name} link set under0 up"))?;
             run(&format!("ip -n {name} link set lo up"))?;
         }

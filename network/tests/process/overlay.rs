@@ -169,6 +169,36 @@ fn a_segment_spans_two_servers() {
 }
 
 #[test]
+fn the_network_between_servers_may_be_ipv6() {
+    let Some(cable) = Cable::lay("the_network_between_servers_may_be_ipv6") else { return };
+    // IPv6 costs 20 bytes more.
+    let peers = [1, 2]
+        .map(|n| Peer { endpoint: format!("[2001:db8::{n}]:4789").parse().unwrap(), ..peer(n) });
+    let config = SegmentConfig { peers: peers.to_vec(), mtu: 1430, ..segment() };
+    let [here, there] = [0, 1].map(|side| {
+        let own = format!("2001:db8::{}", side + 1);
+        let server = Server::start_in(Some(cable.side(side)), &["--underlay", &own]);
+        server.put::<SegmentDescription>("/v1/segments/7", &config).unwrap();
+        server
+    });
+    let (mut a, mut b) = (guest(&here, 1), guest(&there, 2));
+    for n in 0..100u16 {
+        let frame = udp(1, 2, 1000, &pattern(usize::from(n) * 14));
+        a.send_plain(&frame);
+        assert!(b.receive(0).1 == frame, "frame {n}");
+    }
+    let payload = pattern(40_000);
+    let (header, frame) = large_tcp(1, 2, &payload, 1376);
+    a.send(0, &header, &frame);
+    let mut together = Vec::new();
+    while together.len() < payload.len() {
+        together.extend_from_slice(&b.receive(0).1[54..]);
+    }
+    assert!(together == payload);
+    assert_eq!(underlay(&here).send_failed, 0);
+}
+
+#[test]
 fn flows_leave_from_several_source_ports() {
     let Some(cable) = Cable::lay("flows_leave_from_several_source_ports") else { return };
     let here = server(&cable, 0);
