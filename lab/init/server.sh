@@ -13,6 +13,9 @@ mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t hugetlbfs hugetlbfs /dev/hugepages
 ln -sf /proc/self/fd /dev/fd
+# The kernel makes the root folder writable for all, which some programs refuse to trust.
+chmod 755 /
+mkdir -p /var/run
 
 argument() { sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 

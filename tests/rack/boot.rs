@@ -46,8 +46,8 @@ fn bzimage(rack: &Rack) -> Result<()> {
     let clock =
         guest.sh("cat /sys/devices/system/clocksource/clocksource0/current_clocksource", LIMIT)?;
     check!(["kvm-clock", "tsc"].contains(&clock.as_str()), "{clock}");
-    let problems = guest
-        .sh("dmesg -l emerg,alert,crit,err || dmesg | grep -iE 'error|bug:' || true", LIMIT)?;
+    // The kernel's own levels: emergency to error.
+    let problems = guest.sh("dmesg -r | grep '^<[0-3]>' || true", LIMIT)?;
     check!(problems.is_empty(), "the guest's kernel complains: {problems}");
 
     let statistics = guest.statistics()?;
@@ -97,14 +97,10 @@ fn many_devices(rack: &Rack) -> Result<()> {
     }
     let mut guest = Guest::boot(&server, &plan, Lease::Handle)?;
     // A driver takes its devices in bus order, which is the configuration's order.
-    let sizes = guest.sh(
-        "for s in $(cat /sys/block/vd*/serial | sort); do for d in /sys/block/vd*; do \
-         [ $(cat $d/serial) = $s ] && cat $d/size; done; done",
-        LIMIT,
-    )?;
+    let sizes = guest.sh("cat /sys/block/vd?/size", LIMIT)?;
     let expected: Vec<String> = (1..=17_u64).map(|n| (n << 11).to_string()).collect();
     check!(sizes.split_whitespace().eq(expected.iter().map(String::as_str)), "{sizes}");
-    let macs = guest.sh("cat /sys/class/net/eth*/address | sort", LIMIT)?;
+    let macs = guest.sh("cat /sys/class/net/eth?/address", LIMIT)?;
     let expected: Vec<String> = (1..=8).map(|n| format!("02:00:00:00:01:{n:02x}")).collect();
     check!(macs.split_whitespace().eq(expected.iter().map(String::as_str)), "{macs}");
     let addresses = guest.sh("ip -o addr | grep -c 'inet 192.168.7.10'", LIMIT)?;

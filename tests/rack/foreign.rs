@@ -61,8 +61,8 @@ fn start_qemu(server: &Server, sealed: bool) -> Result<(Process, Console)> {
          -chardev socket,id=disk,path={DISK},reconnect=1 \
          -device vhost-user-blk-pci,chardev=disk,num-queues=2 \
          -chardev socket,id=port,path={PORT},reconnect=1 \
-         -netdev vhost-user,id=net,chardev=port,queues=2 \
-         -device virtio-net-pci,netdev=net,mac={MAC},mq=on,vectors=6,romfile= \
+         -netdev vhost-user,id=net,chardev=port,queues=1 \
+         -device virtio-net-pci,netdev=net,mac={MAC},romfile= \
          -kernel /opt/guest/bzImage -initrd /opt/guest/initrd"
     );
     let process = server
@@ -94,6 +94,8 @@ fn qemu(rack: &Rack) -> Result<()> {
     let (_qemu, mut console) = start_qemu(&server, true)?;
     console.login(Duration::from_secs(180))?;
 
+    let port = card.describe_port("eni-qemu")?;
+    check!(port.connected && port.last_fault.is_none(), "{port:?}");
     let lease = console.sh("cat /tmp/lease.eth0", LIMIT)?;
     check!(lease.contains("ip=192.168.7.50"), "{lease}");
     let serial = console.sh("cat /sys/block/vda/serial", LIMIT)?;
@@ -161,6 +163,10 @@ fn testpmd(rack: &Rack) -> Result<()> {
         peers: Vec::new(),
     };
     card.segment(SEGMENT, &segment)?;
+    // testpmd shares huge pages with the card.
+    server.sh(
+        "echo 100 >/proc/sys/vm/nr_hugepages && grep -q 'HugePages_Free: *100' /proc/meminfo",
+    )?;
     let macs = ["02:00:00:00:03:01", "02:00:00:00:03:02"];
     for (number, mac) in macs.iter().enumerate() {
         let port = PortAdd {
@@ -194,7 +200,7 @@ fn counters(card: &Card) -> Result<(u64, u64)> {
 /// Packets go to and fro between both ports for a while.
 fn generate(server: &Server, macs: &[&str; 2], mergeable: u8) -> Result<()> {
     let mut words = "-d /opt/bin/librte_net_virtio.so -d /opt/bin/librte_mempool_ring.so \
-        --lcores 0@0,1@1 --no-pci --in-memory --no-huge --no-telemetry -m 256"
+        --lcores 0@0,1@1 --no-pci --in-memory --single-file-segments --no-telemetry -m 160"
         .to_owned();
     for (number, mac) in macs.iter().enumerate() {
         words.push_str(&format!(

@@ -72,19 +72,18 @@ fn killed_at_each_point(rack: &Rack) -> Result<()> {
     let plan = pair.plan(0, Kernel::Elf).cpus(2);
     let mut guest = Guest::boot(&pair.halves[0].server, &plan, Lease::Handle)?;
     let storage = &mut pair.halves[0].card.storage;
-    for point in POINTS {
-        for count in [1, 50] {
-            storage.kill()?;
-            let armed = format!("{point}:{count}");
-            storage.start_with(&[("BIXI_FAILPOINT", &armed)])?;
-            start_load(&mut guest, 4)?;
-            let ended = storage
-                .wait_end(Duration::from_secs(60))
-                .map_err(|e| Failure::new(format!("{armed} never fired: {e}")))?;
-            check!(ended.signal == Some(9), "{armed}: {ended:?}: {}", storage.logged());
-            storage.start()?;
-            finish_load(&mut guest).map_err(|e| Failure::new(format!("{armed}: {e}")))?;
-        }
+    for (number, point) in POINTS.iter().enumerate() {
+        // At the very first descriptor, and in the middle of the work.
+        let armed = format!("{point}:{}", if number % 2 == 0 { 1 } else { 40 });
+        storage.kill()?;
+        storage.start_with(&[("BIXI_FAILPOINT", &armed)])?;
+        start_load(&mut guest, 2)?;
+        let ended = storage
+            .wait_end(Duration::from_secs(60))
+            .map_err(|e| Failure::new(format!("{armed} never fired: {e}")))?;
+        check!(ended.signal == Some(9), "{armed}: {ended:?}: {}", storage.logged());
+        storage.start()?;
+        finish_load(&mut guest).map_err(|e| Failure::new(format!("{armed}: {e}")))?;
     }
     Ok(())
 }
@@ -120,8 +119,10 @@ fn epochs(rack: &Rack) -> Result<()> {
     guest.wait_end(LIMIT)?;
 
     let card = &mut pair.halves[0].card;
+    card.detach(&id)?;
     card.attach(&id, 5)?;
     check!(card.describe_disk(&id)?.epoch == 5, "the epoch is not kept");
+    card.detach(&id)?;
     let lower = card.attach(&id, 4);
     check!(
         matches!(&lower, Err(Failure::Control(e)) if e.to_string().contains("epoch")),
@@ -131,6 +132,7 @@ fn epochs(rack: &Rack) -> Result<()> {
     card.storage.start()?;
     check!(card.describe_disk(&id)?.epoch == 5, "the epoch did not survive a kill");
     check!(card.attach(&id, 4).is_err(), "a lower epoch is accepted after a kill");
+    card.attach(&id, 5)?;
 
     let mut guest = Guest::boot(&server, &plan, Lease::Handle)?;
     let read = guest.sh("bixi-lab load --digest /dev/vda", LIMIT)?;

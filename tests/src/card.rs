@@ -68,6 +68,9 @@ impl Service {
     pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
         let mut command = self.server.command(format!("/usr/bin/{}", self.name));
         command = command.args(&self.arguments);
+        if let Ok(level) = std::env::var("BIXI_LOG") {
+            command = command.env("BIXI_LOG", &level);
+        }
         for (name, value) in environment {
             command = command.env(name, value);
         }
@@ -239,6 +242,14 @@ impl Card {
     /// When the storage process refuses.
     pub fn attach_as(&self, id: &str, attach: &DiskAttach) -> Result<DiskDescription> {
         Ok(self.storage.control.put(&format!("/v1/disks/{id}/attachment"), attach)?)
+    }
+
+    /// Serves a disk no longer.
+    ///
+    /// # Errors
+    /// When the storage process refuses.
+    pub fn detach(&self, id: &str) -> Result<DiskDescription> {
+        Ok(self.storage.control.delete(&format!("/v1/disks/{id}/attachment"))?)
     }
 
     /// A disk as it is now.
