@@ -138,7 +138,7 @@ impl<F: Clone> Session<F> {
     fn shared(&mut self, region: RegionDescriptor, fd: F) -> SharedRegion<F> {
         let id = self.next_region;
         self.next_region += 1;
-        SharedRegion { id, region, fd }
+        SharedRegion { id, region, fd, claims: 1 }
     }
 
     fn set_mem_table(
@@ -157,6 +157,11 @@ impl<F: Clone> Session<F> {
     fn add_region(&mut self, region: RegionDescriptor, fds: &[F]) -> Result<Outcome<F>, Refused> {
         self.needs(protocol::CONFIGURE_MEM_SLOTS)?;
         let fd = one(fds)?;
+        if let Some(known) = self.regions.iter_mut().find(|known| known.region == region) {
+            // The mapping that is there serves: it is the same part of the guest's memory.
+            known.claims = known.claims.saturating_add(1);
+            return Ok(Outcome::Done);
+        }
         if self.regions.len() >= MAX_REGIONS {
             return Err(format!("more than {MAX_REGIONS} memory regions"));
         }
@@ -173,9 +178,13 @@ impl<F: Clone> Session<F> {
                 && known.size == region.size
                 && known.user_addr == region.user_addr
         };
+        let at = self.regions.iter().position(is);
+        let at = at.ok_or("a memory region was removed that is not there")?;
+        if self.regions[at].claims > 1 {
+            self.regions[at].claims -= 1;
+            return Ok(Outcome::Done);
+        }
         let mut table = self.regions.clone();
-        let at =
-            table.iter().position(is).ok_or("a memory region was removed that is not there")?;
         table.remove(at);
         Ok(Outcome::Stop(self.running(), Then::Memory(table)))
     }

@@ -65,6 +65,9 @@ pub struct RegionState {
     /// Its file.
     #[prost(uint32, tag = "5")]
     pub fd: u32,
+    /// How often the front end has added it; 0 is once.
+    #[prost(uint32, tag = "6")]
+    pub claims: u32,
 }
 
 /// A ring of a session.
@@ -298,7 +301,8 @@ fn must_find<F: Clone>(fds: &[F], number: u32) -> Result<F, RestoreError> {
 
 fn save_region<F: Clone>(shared: &SharedRegion<F>, fds: &mut Fds<F>) -> RegionState {
     let RegionDescriptor { guest_addr, size, user_addr, mmap_offset } = shared.region;
-    RegionState { guest_addr, size, user_addr, mmap_offset, fd: fds.add(Some(&shared.fd)) }
+    let (fd, claims) = (fds.add(Some(&shared.fd)), shared.claims);
+    RegionState { guest_addr, size, user_addr, mmap_offset, fd, claims }
 }
 
 fn restore_region<F: Clone>(
@@ -312,7 +316,7 @@ fn restore_region<F: Clone>(
         user_addr: from.user_addr,
         mmap_offset: from.mmap_offset,
     };
-    Ok(SharedRegion { id, region, fd: must_find(fds, from.fd)? })
+    Ok(SharedRegion { id, region, fd: must_find(fds, from.fd)?, claims: from.claims.max(1) })
 }
 
 fn save_area<F: Clone>(area: &SharedArea<F>, fds: &mut Fds<F>) -> AreaState {

@@ -220,12 +220,12 @@ fn a_change_of_memory_stops_the_rings_and_starts_them_where_they_were() {
 #[test]
 fn memory_that_cannot_be_mapped_is_refused_and_the_old_stays() {
     let mut world = World::two_rings();
-    world.request(&R::AddMemReg(region(0)), true, vec![token(3)]);
+    world.request(&R::AddMemReg(region(2)), true, vec![token(3)]);
     while !world.stopping.is_empty() {
         world.answer(true);
     }
     world.answer(false);
-    assert_eq!(world.last_u64(&R::AddMemReg(region(0))), 1);
+    assert_eq!(world.last_u64(&R::AddMemReg(region(2))), 1);
     assert_eq!(world.running.len(), 2, "they run on in the memory there was");
     // The slots are those of before: what was refused cannot be removed, what was there can.
     assert_eq!(world.acked(&R::RemMemReg(region(1)), vec![]), 1);
@@ -237,12 +237,23 @@ fn memory_that_cannot_be_mapped_is_refused_and_the_old_stays() {
     assert_eq!(world.acked(&R::AddMemReg(region(4)), vec![token(3)]), 0);
     assert_eq!(world.running.len(), 2);
     // A front end that does not wait for an answer would go on with memory that is not there.
-    world.request(&R::AddMemReg(region(0)), false, vec![token(3)]);
+    world.request(&R::AddMemReg(region(2)), false, vec![token(3)]);
     while !world.stopping.is_empty() {
         world.answer(true);
     }
     world.answer(false);
     assert_eq!(world.ended.as_deref(), Some("not today"));
+}
+
+#[test]
+fn a_region_added_twice_goes_when_it_was_removed_twice() {
+    let mut world = World::two_rings();
+    assert_eq!(world.acked(&R::AddMemReg(region(0)), vec![token(3)]), 0);
+    assert!(world.asked.is_empty() && world.running.len() == 2, "it is there already");
+    assert_eq!(world.acked(&R::RemMemReg(region(0)), vec![]), 0);
+    assert_eq!(world.running.len(), 2, "it is still claimed once");
+    assert_eq!(world.acked(&R::RemMemReg(region(0)), vec![]), 0);
+    assert_eq!(world.acked(&R::RemMemReg(region(0)), vec![]), 1);
 }
 
 #[test]

@@ -32,6 +32,9 @@ pub struct SharedRegion<F> {
     pub region: RegionDescriptor,
     /// Its file.
     pub fd: F,
+    /// How often the front end has added it, and not removed it: QEMU before 8.0 adds each region once for every pair
+    /// of queues of a NIC.
+    pub claims: u32,
 }
 
 /// A part of a file to map: the log or the in-flight record.
