@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bixi_api::error::{ApiError, ErrorBody};
 use bixi_api::file::FileSource;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
@@ -72,6 +73,20 @@ impl Drop for SocketFile {
     }
 }
 
+/// Whether a living process listens at `path`. Never waits: a backlog that is full is a sign of life too.
+fn is_served(path: &Path) -> bool {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let address = SocketAddrUnix::new(path);
+    let connected = address.and_then(|address| {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &address).map(|()| socket)
+    });
+    match connected {
+        Ok(socket) => lives(&StdStream::from(socket)),
+        Err(error) => error == rustix::io::Errno::AGAIN,
+    }
+}
+
 /// Whether the process at the other end lives. One that was killed keeps its sockets for as long as the kernel waits
 /// for its I/O, which may be long; its main thread has ended by then.
 fn lives(stream: &StdStream) -> bool {
@@ -112,7 +127,7 @@ impl Listener {
             Ok(meta) if !meta.file_type().is_socket() => {
                 return Err(ListenError::NotASocket { path: path.to_owned() });
             }
-            Ok(_) if StdStream::connect(path).is_ok_and(|stream| lives(&stream)) => {
+            Ok(_) if is_served(path) => {
                 return Err(ListenError::InUse { path: path.to_owned() });
             }
             Ok(_) => {}

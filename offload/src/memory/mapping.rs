@@ -4,6 +4,7 @@
 //! [`crate::sigbus`] for as long as it exists, so that a file that shrinks later breaks one session only.
 
 use super::MemoryError;
+use super::quota::Share;
 use crate::sigbus::{self, Watch};
 use rustix::fs::SealFlags;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -31,6 +32,7 @@ pub struct Mapping {
     whole: NonNull<u8>,
     whole_len: usize,
     guard: Option<sigbus::Guard>,
+    _share: Share,
 }
 
 // SAFETY: the mapping is plain shared memory, valid from any thread until dropped.
@@ -63,6 +65,7 @@ impl Mapping {
         // A file on huge pages is a whole number of them, so that rounding up stays inside the file; on ordinary
         // pages the kernel backs the last page whole.
         let whole_len = (end - first).next_multiple_of(page) as usize;
+        let share = Share::take(whole_len as u64)?;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let whole = unsafe {
             rustix::mm::mmap(
@@ -90,7 +93,7 @@ impl Mapping {
         })?;
         // SAFETY: offset - first < whole_len.
         let start = unsafe { whole.add((offset - first) as usize) };
-        Ok(Self { start, len: len as usize, whole, whole_len, guard: Some(guard) })
+        Ok(Self { start, len: len as usize, whole, whole_len, guard: Some(guard), _share: share })
     }
 
     /// The first byte. Valid for [`Mapping::len`] bytes while the mapping lives.

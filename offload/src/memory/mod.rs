@@ -14,6 +14,7 @@
 mod bytes;
 mod dirty;
 mod mapping;
+mod quota;
 mod shared;
 
 pub use bytes::GuestBytes;
@@ -58,6 +59,13 @@ pub enum MemoryError {
     /// More regions than [`MAX_REGIONS`].
     #[error("{0} memory regions, more than {MAX_REGIONS}")]
     TooMany(usize),
+    /// All sessions together map as much as a process may.
+    #[error(
+        "the sessions of this process map {} TiB or {} regions already: end some, or serve them by another process",
+        quota::MAX_BYTES >> 40,
+        quota::MAX_MAPPINGS
+    )]
+    Quota,
     /// The file ends before the region does.
     #[error("a shared file of {file} bytes ends before byte {end} of its mapping")]
     Short {

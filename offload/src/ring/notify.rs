@@ -2,11 +2,11 @@
 //!
 //! Invariants: all of them come from the front end, which may hand over any descriptor and change its flags at any
 //! time. So a kick is only waited for, edge-triggered, and never read; a call is one write of a descriptor that was
-//! found to be an anonymous inode and made non-blocking before the queue took it.
+//! found to be an eventfd and made non-blocking before the queue took it.
 
 use super::RingError;
 use rustix::fs::OFlags;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// A descriptor that a session and its queues hold together; the last one closes it.
@@ -36,17 +36,22 @@ impl Notifiers {
     }
 }
 
-/// statfs type of the file system of eventfds and their like.
-const ANON_INODE_FS: u64 = 0x0904_1934;
+/// What the kernel calls an eventfd in `/proc`.
+const EVENTFD: &[u8] = b"anon_inode:[eventfd]";
 
-/// Whether a front end's descriptor can be used as an eventfd without ever blocking; makes it non-blocking.
+/// Whether a front end's descriptor is an eventfd, which can be used without ever blocking; makes it non-blocking.
+///
+/// Asked of the kernel's own table and not of the file: a file system in user space may never answer.
 pub(super) fn check(name: &'static str, fd: Option<&SharedFd>) -> Result<(), RingError> {
     let Some(fd) = fd else { return Ok(()) };
-    // Of the anonymous inodes only an eventfd's write can wait; a file or a pipe could do so for ever.
-    let anonymous = rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == ANON_INODE_FS);
-    let nonblocking = rustix::fs::fcntl_getfl(fd)
-        .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK));
-    if anonymous && nonblocking.is_ok() { Ok(()) } else { Err(RingError::Notifier(name)) }
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let eventfd =
+        rustix::fs::readlink(link, Vec::new()).is_ok_and(|link| link.as_bytes() == EVENTFD);
+    let nonblocking = eventfd
+        && rustix::fs::fcntl_getfl(fd)
+            .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK))
+            .is_ok();
+    if nonblocking { Ok(()) } else { Err(RingError::Notifier(name)) }
 }
 
 /// Adds one to an eventfd. A counter that is full has been signalled already, and a descriptor that refuses is the

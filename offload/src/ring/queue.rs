@@ -338,7 +338,9 @@ impl SplitQueue {
             if batch.recovered {
                 record.handed -= n.min(record.handed);
             } else {
-                for entry in &batch.entries[batch.taken..batch.taken + n] {
+                // The last first: whoever reads the record after a crash in between must find taken heads to be a
+                // prefix of what is available.
+                for entry in batch.entries[batch.taken..batch.taken + n].iter().rev() {
                     record.queue.clear(entry.head);
                 }
             }
