@@ -51,6 +51,12 @@ impl Leases {
     /// The file cannot be used.
     pub fn open(path: &Path) -> Result<(Self, u64), TableError> {
         let (table, _) = Mapped::open(path, LAYOUT)?;
+        // All of them at once: a record is looked at before it is written, and on a full tmpfs even a look at a page
+        // that the file does not have is fatal.
+        if !(0..table.len()).all(|index| table.reserve(index)) {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return Err(TableError { what: "find room for", path: path.to_owned(), source });
+        }
         let mut torn = 0;
         table.for_each_written(|_, record| {
             if record.state(COVERED) == RecordState::Torn {

@@ -68,7 +68,7 @@ impl Underlay {
     /// Whether it is time to look at the sockets.
     #[inline]
     pub fn is_due(&mut self) -> bool {
-        self.turns += 1;
+        self.turns = self.turns.wrapping_add(1);
         self.inbound.had_some() || self.turns.is_multiple_of(QUIET_TURNS)
     }
 
