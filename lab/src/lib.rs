@@ -34,6 +34,7 @@ mod rack;
 mod server;
 mod server_image;
 mod socket;
+pub mod stream;
 mod supervisor;
 mod terminal;
 mod tree;

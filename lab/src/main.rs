@@ -1,7 +1,7 @@
 //! `bixi-lab`: brings a rack up, looks at it, logs in to it, takes it down. The same program is the rack's supervisor,
 //! the servers' agent and the guests' load generator.
 
-use bixi_lab::{Config, Rack, Result, ServerState, load};
+use bixi_lab::{Config, Rack, Result, ServerState, load, stream};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -71,6 +71,19 @@ enum Action {
         #[arg(long)]
         digest: bool,
     },
+    /// Send a verified TCP stream (in a guest)
+    Send {
+        /// Address and port of the receiver
+        to: std::net::SocketAddr,
+        /// For how long, in seconds
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
+    /// Receive one verified TCP stream (in a guest)
+    Receive {
+        /// The port to listen on
+        port: u16,
+    },
     /// Serve the lab (in a server)
     #[command(hide = true)]
     ServerAgent,
@@ -116,6 +129,10 @@ fn act(arguments: Arguments) -> Result<ExitCode> {
             let time = Duration::from_secs(seconds);
             return put_load(&load::Load { device, blocks, time, threads, seed }, digest);
         }
+        Action::Send { to, seconds } => {
+            return told(&stream::send(to, Duration::from_secs(seconds))?);
+        }
+        Action::Receive { port } => return told(&stream::receive(port)?),
         Action::ServerAgent => bixi_lab::serve_agent()?,
         Action::Supervise { plan, inside: false } => bixi_lab::enter_rack(&plan)?,
         Action::Supervise { plan, inside: true } => bixi_lab::supervise_rack(&plan)?,
@@ -232,6 +249,11 @@ fn put_load(load: &load::Load, digest: bool) -> Result<ExitCode> {
     let report = load::run(load)?;
     print(&format!("{}\n", serde_json::to_string(&report).unwrap_or_default()));
     Ok(if report.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn told(report: &stream::Report) -> Result<ExitCode> {
+    print(&format!("{}\n", serde_json::to_string(report).unwrap_or_default()));
+    Ok(if report.wrong_at.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn print(text: &str) {
