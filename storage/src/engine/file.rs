@@ -4,7 +4,8 @@
 //! stays in its virtqueue. A request that changes blocks waits, behind others of its queue, until nobody else changes
 //! them. [`FileEngine::turn`] moves everything on; [`FileEngine::next_finished`] gives answers, each of which must be
 //! published and then released ([`FileEngine::release`]), which frees its blocks. Invariant: blocks are held from
-//! before the first operation until after the answer was published.
+//! before the first operation until after the answer was published; of a request with ranges, those of one piece at a
+//! time, and none while it waits for the next.
 //!
 //! On a file system in memory an operation never waits, so it runs in place: one system call per request, and half
 //! the cost of handing it to a kernel thread and back.
@@ -12,7 +13,7 @@
 use super::bounce::BouncePool;
 use super::media::{FileMedia, Media, ServedDisk};
 use super::points::{AFTER_COMPLETION, AFTER_SUBMIT};
-use super::ranges::Span;
+use super::ranges::{Span, Waiter};
 use super::request::{Ranges, STATUS_ERROR};
 use super::slot::{Chunk, NO_PIECE, Next, Operation, PIECES, Slot, Task};
 use super::uring::{self, FileRef, Uring, operation};
@@ -103,6 +104,8 @@ impl OpenFile {
 struct Place {
     ticket: Ticket,
     file: usize,
+    /// Its place among those that wait for blocks.
+    waiter: Waiter,
 }
 
 /// All requests under way on one worker's files.
@@ -122,8 +125,11 @@ pub struct FileEngine {
     pool: BouncePool,
     /// Requests that wait for an aligned buffer.
     waiting: VecDeque<u16>,
-    /// Requests that wait for their blocks, by queue, and how many there are in all.
+    /// Requests that wait for their blocks, by queue.
     parked: Vec<VecDeque<u16>>,
+    /// Requests with ranges that wait for the blocks of their next piece.
+    between: VecDeque<u16>,
+    /// How many requests wait for blocks in all.
     parked_count: usize,
     finished: VecDeque<u16>,
 }
@@ -139,13 +145,14 @@ impl FileEngine {
             ring: Uring::new(SLOTS as u32)?,
             files: Vec::new(),
             slots: (0..SLOTS).map(|_| Slot::default()).collect(),
-            places: vec![Place { ticket, file: 0 }; SLOTS].into(),
+            places: vec![Place { ticket, file: 0, waiter: Waiter::default() }; SLOTS].into(),
             free: (0..SLOTS as u16).rev().collect(),
             chunks: (0..CHUNKS).map(|_| Box::new([NO_PIECE; PIECES])).collect(),
             ranges: (0..RANGED).map(|_| Box::default()).collect(),
             pool: BouncePool::new(),
             waiting: VecDeque::with_capacity(SLOTS),
             parked: Vec::new(),
+            between: VecDeque::with_capacity(RANGED),
             parked_count: 0,
             finished: VecDeque::with_capacity(SLOTS),
         })
@@ -217,7 +224,7 @@ impl FileEngine {
             Work::Ranges(task, ranges) => {
                 let mut room = self.ranges.pop().ok_or(NotStarted::Full)?;
                 *room = **ranges;
-                slot.begin(*task, ranges.hull(), durable);
+                slot.begin(*task, Span::default(), durable);
                 slot.lend_ranges(room);
             }
             Work::Move(task, offset, data) => {
@@ -232,7 +239,7 @@ impl FileEngine {
             }
         }
         self.free.pop();
-        self.places[usize::from(id)] = Place { ticket, file };
+        self.places[usize::from(id)] = Place { ticket, file, waiter: Waiter::default() };
         if !self.slots[usize::from(id)].task.changes() {
             self.drive(id, None);
         } else if !self.parked[ticket.queue].is_empty() || !self.lock(id) {
@@ -244,10 +251,13 @@ impl FileEngine {
         Ok(())
     }
 
-    fn lock(&self, id: u16) -> bool {
-        let place = &self.places[usize::from(id)];
+    /// Takes the blocks that a request needs next. Who fails is asked again until it succeeds, as a [`Waiter`] must be:
+    /// it is the first of its queue's parked requests, or between its pieces.
+    fn lock(&mut self, id: u16) -> bool {
+        let place = &mut self.places[usize::from(id)];
         let media = self.files.get(place.file).and_then(|f| f.as_ref()?.media());
-        media.is_some_and(|media| media.ranges.try_lock(self.slots[usize::from(id)].span))
+        let span = self.slots[usize::from(id)].span;
+        media.is_some_and(|media| media.ranges.lock_in_turn(span, &mut place.waiter))
     }
 
     /// Moves a request on until it waits for something or is answered.
@@ -267,6 +277,15 @@ impl FileEngine {
             match unsafe { slot.step(result, abilities, &mut self.pool) } {
                 Next::Done => return self.finished.push_back(id),
                 Next::Wait => return self.waiting.push_back(id),
+                Next::Lock(done) => {
+                    media.ranges.unlock(done);
+                    let waiter = &mut self.places[index].waiter;
+                    if !media.ranges.lock_in_turn(slot.span, waiter) {
+                        self.parked_count += 1;
+                        return self.between.push_back(id);
+                    }
+                    result = None;
+                }
                 Next::Run(operation) if abilities.access() == Access::Memory => {
                     result = Some(run_in_place(&operation, media));
                 }
@@ -331,9 +350,20 @@ impl FileEngine {
         self.ranges.extend(ranges);
     }
 
-    /// Starts requests whose blocks are free now, in the order of each queue; returns how many.
+    /// Starts requests whose blocks are free now, in the order of each queue, and goes on with those that are between
+    /// two pieces; returns how many.
     pub fn unpark(&mut self) -> usize {
         let mut started = 0;
+        for _ in 0..self.between.len() {
+            let Some(id) = self.between.pop_front() else { break };
+            if self.lock(id) {
+                self.parked_count -= 1;
+                started += 1;
+                self.drive(id, None);
+            } else {
+                self.between.push_back(id);
+            }
+        }
         for queue in 0..self.parked.len() {
             if self.parked_count == 0 {
                 break;

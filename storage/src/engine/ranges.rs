@@ -7,12 +7,18 @@
 //! - overlapping writes reach the medium one after the other, and the later one begins only when the former is not in
 //!   the in-flight record any more. A successor that replays the record therefore never puts an old write over a newer
 //!   one that was acknowledged;
-//! - a discard is over before a write to the same blocks begins.
+//! - no write to a block begins while a discard of it runs.
 //!
-//! No lock is waited for: [`RangeLocks::try_lock`] is a few atomic operations that succeed or change nothing, and who
-//! fails tries again later. Folding makes unrelated blocks collide now and then, which costs a short delay only.
+//! A discard or write-zeroes goes in pieces of at most [`PIECE`] bytes and holds one piece at a time, lest it stop all
+//! writes to the disk. A write may thus be answered between two pieces of a discard that has yet to reach its blocks:
+//! the guest had both under way at once and gave them no order.
+//!
+//! No lock is waited for: locking is a few atomic operations that succeed or change nothing, and who fails tries again
+//! later. Nobody is overtaken forever: the [`Waiter`] that has waited longest has the turn, and whatever touches its
+//! blocks is refused to all others. Invariant: who waits holds no blocks, so that the blocks of whoever has the turn
+//! become free. Folding makes unrelated blocks collide now and then, which costs a short delay only.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Bytes that one bit stands for; no file system block or sector that we do direct I/O on is larger.
 pub const BLOCK: u64 = 4096;
@@ -21,11 +27,24 @@ pub const BLOCK: u64 = 4096;
 const BITS: u64 = 1 << 16;
 const WORDS: usize = (BITS / 64) as usize;
 
+/// Bytes that a discard or write-zeroes holds at a time, at most; it ends at a multiple of this. A quarter of the map,
+/// so that writes to the rest go on.
+pub const PIECE: u64 = 64 << 20;
+
 /// The blocks of one disk that are being changed.
 #[derive(Debug)]
 pub struct RangeLocks {
     words: Box<[AtomicU64]>,
+    /// Who has the turn, as [`claim`] packs it; 0 if nobody waits.
+    turn: AtomicU64,
+    /// The last number given to a waiter.
+    tickets: AtomicU32,
 }
+
+/// Somebody's place among those that wait for blocks: a number, or none if it does not wait. Who got a number asks
+/// again until it has its blocks; otherwise its turn would stop others forever.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waiter(Option<std::num::NonZeroU32>);
 
 /// A range of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,14 +69,47 @@ impl Span {
 
 impl Default for RangeLocks {
     fn default() -> Self {
-        Self { words: (0..WORDS).map(|_| AtomicU64::new(0)).collect() }
+        let words = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
+        Self { words, turn: AtomicU64::new(0), tickets: AtomicU32::new(0) }
     }
 }
 
 impl RangeLocks {
-    /// Takes all blocks that `span` touches, or none. An empty span has no blocks and is always free.
+    /// Takes all blocks that `span` touches, or none. Who fails waits, and comes to have the turn.
     #[inline]
-    pub fn try_lock(&self, span: Span) -> bool {
+    pub fn lock_in_turn(&self, span: Span, waiter: &mut Waiter) -> bool {
+        // Relaxed throughout: the turn decides who tries, never who holds a block.
+        let turn = self.turn.load(Ordering::Relaxed);
+        let other = turn != 0 && waiter.0.is_none_or(|own| own.get() != ticket_of(turn));
+        if !(other && touches(turn, span)) && self.try_lock(span) {
+            if let Some(own) = waiter.0.take() {
+                let turn = claim(own.get(), span);
+                let _ = self.turn.compare_exchange(turn, 0, Ordering::Relaxed, Ordering::Relaxed);
+            }
+            return true;
+        }
+        self.wait(span, waiter);
+        false
+    }
+
+    /// Gives the waiter a number if it has none, and the turn if nobody older has it.
+    #[cold]
+    fn wait(&self, span: Span, waiter: &mut Waiter) {
+        let own = *waiter.0.get_or_insert_with(|| {
+            let last = self.tickets.fetch_add(1, Ordering::Relaxed);
+            std::num::NonZeroU32::new(last.wrapping_add(1)).unwrap_or(std::num::NonZeroU32::MIN)
+        });
+        let _ = self.turn.try_update(Ordering::Relaxed, Ordering::Relaxed, |turn| {
+            // Numbers wrap: the older of two is less than half the circle behind.
+            let older = (own.get().wrapping_sub(ticket_of(turn)) as i32) < 0;
+            (turn == 0 || older).then(|| claim(own.get(), span))
+        });
+    }
+
+    /// Takes all blocks that `span` touches, or none, whoever has the turn. An empty span has no blocks and is always
+    /// free.
+    #[inline]
+    fn try_lock(&self, span: Span) -> bool {
         for (taken, (word, mask)) in Masks::of(span).enumerate() {
             let before = self.words[word].fetch_or(mask, Ordering::Acquire);
             if before & mask != 0 {
@@ -71,13 +123,31 @@ impl RangeLocks {
         true
     }
 
-    /// Gives back what a successful [`RangeLocks::try_lock`] of the same span took.
+    /// Gives back what a successful [`RangeLocks::lock_in_turn`] of the same span took.
     #[inline]
     pub fn unlock(&self, span: Span) {
         for (word, mask) in Masks::of(span) {
             self.words[word].fetch_and(!mask, Ordering::Release);
         }
     }
+}
+
+/// A waiter's number and the bits of its span in one word: number, first bit, count of bits less one.
+fn claim(ticket: u32, span: Span) -> u64 {
+    let masks = Masks::of(span);
+    u64::from(ticket) << 32 | masks.next << 16 | masks.left.saturating_sub(1)
+}
+
+fn ticket_of(claim: u64) -> u32 {
+    (claim >> 32) as u32
+}
+
+/// Whether the bits of a claim and those of a span have one in common.
+fn touches(claim: u64, span: Span) -> bool {
+    let (first, last) = (claim >> 16 & 0xffff, claim & 0xffff);
+    let bits = Masks::of(span);
+    let behind = |from: u64, to: u64| to.wrapping_sub(from) % BITS;
+    bits.left > 0 && (behind(first, bits.next) <= last || behind(bits.next, first) < bits.left)
 }
 
 /// The words and bits of a span, each word once.
@@ -182,6 +252,45 @@ mod tests {
                 locks.unlock(span);
             }
             prop_assert!(locks.words.iter().all(|word| word.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[test]
+    fn the_oldest_waiter_is_not_overtaken() {
+        let locks = RangeLocks::default();
+        let (mut none, mut large, mut small) = Default::default();
+        let (a, b) = (span(0, 4096), span(8192, 12288));
+        assert!(locks.lock_in_turn(a, &mut none) && locks.lock_in_turn(b, &mut none));
+        let all = span(0, PIECE);
+        assert!(!locks.lock_in_turn(all, &mut large));
+        assert!(!locks.lock_in_turn(b, &mut small), "held");
+        locks.unlock(b);
+        assert!(!locks.lock_in_turn(b, &mut small), "somebody older waits for it");
+        assert!(locks.lock_in_turn(span(PIECE, PIECE + 1), &mut none), "of no interest to it");
+        locks.unlock(a);
+        assert!(!locks.lock_in_turn(b, &mut small));
+        assert!(locks.lock_in_turn(all, &mut large));
+        assert!(!locks.lock_in_turn(b, &mut small));
+        // The younger one has the turn now, and loses it to one that is older.
+        assert!(!locks.lock_in_turn(all, &mut Waiter(std::num::NonZeroU32::new(1))));
+        locks.unlock(all);
+        assert!(!locks.lock_in_turn(b, &mut small));
+        assert!(locks.lock_in_turn(all, &mut Waiter(std::num::NonZeroU32::new(1))));
+        locks.unlock(all);
+        assert!(locks.lock_in_turn(b, &mut small));
+        assert_eq!(locks.turn.load(Ordering::Relaxed), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_claim_touches_what_has_a_block_in_common(
+            one in (0..BITS * BLOCK * 2, 1..BITS * BLOCK + 9999),
+            other in (0..BITS * BLOCK * 2, 0..BITS * BLOCK + 9999),
+        ) {
+            let (one, other) = (span(one.0, one.0 + one.1), span(other.0, other.0 + other.1));
+            let locks = RangeLocks::default();
+            prop_assert!(locks.try_lock(one));
+            prop_assert_eq!(touches(claim(1, one), other), !locks.try_lock(other));
         }
     }
 

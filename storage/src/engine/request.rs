@@ -98,15 +98,6 @@ impl Ranges {
         (index < self.count).then(|| (self.spans[index], self.unmap >> index & 1 != 0))
     }
 
-    /// From the first byte of any range to behind the last of any.
-    pub fn hull(&self) -> Span {
-        let spans = self.spans[..self.count].iter().filter(|span| !span.is_empty());
-        spans.fold(Span::default(), |hull, span| match hull.is_empty() {
-            true => *span,
-            false => Span { start: hull.start.min(span.start), end: hull.end.max(span.end) },
-        })
-    }
-
     pub(super) fn push(&mut self, span: Span, unmap: bool) {
         self.spans[self.count] = span;
         self.unmap |= u32::from(unmap) << self.count;

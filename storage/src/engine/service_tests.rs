@@ -347,6 +347,74 @@ fn neighbours_in_one_block_lose_nothing_on_two_workers() {
 }
 
 #[test]
+fn discards_of_everything_and_steady_writes_both_go_on() {
+    const LARGE: u64 = 600 << 20;
+    for root in roots() {
+        let disk = disk(root.path(), LARGE, None);
+        let mut h = Harness::new(&disk, 16 << 20, 2, 256, FEATURES).unwrap();
+        let (header, status, data) = (
+            h.allocate(16, 16).unwrap(),
+            h.allocate(64, 16).unwrap(),
+            h.allocate(4096, 4096).unwrap(),
+        );
+        // The writer always has 32 writes under way, two of each block, spread over the whole disk.
+        let mut headers = Vec::new();
+        for n in 0..32u64 {
+            let at = h.allocate(16, 16).unwrap();
+            let mut bytes = [0; 16];
+            bytes[0] = WRITE as u8;
+            bytes[8..].copy_from_slice(&(n / 2 * (LARGE / 16 / 512)).to_le_bytes());
+            h.write(at, &bytes);
+            headers.push(at);
+        }
+        let mut next = 0;
+        let mut write = |h: &mut Harness| {
+            next = (next + 1) % 32;
+            let buffers = [
+                Buffer::readable(headers[next], 16),
+                Buffer::readable(data, 4096),
+                Buffer::writable(status + 1 + (next % 32) as u64, 1),
+            ];
+            h.queues[0].add(&buffers).unwrap();
+        };
+        (0..32).for_each(|_| write(&mut h));
+        let all: Vec<u8> = (0..32)
+            .flat_map(|n| range(LARGE / 512 / 32 * n, (LARGE / 512 / 32) as u32, 0))
+            .collect();
+        let ranges = h.allocate(512, 16).unwrap();
+        h.write(ranges, &all);
+        h.write(header, &[&[DISCARD as u8][..], &[0; 15]].concat());
+        let discard = [
+            Buffer::readable(header, 16),
+            Buffer::readable(ranges, 512),
+            Buffer::writable(status, 1),
+        ];
+        let (mut writes, mut discards, mut while_discarding) = (0, 0, 0);
+        h.queues[1].add(&discard).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while discards < 8 {
+            h.turn().unwrap();
+            let mut used = 0;
+            h.queues[0].take_all(|_| used += 1).unwrap();
+            writes += used;
+            (0..used).for_each(|_| write(&mut h));
+            let mut over = 0;
+            h.queues[1].take_all(|_| over += 1).unwrap();
+            if over > 0 {
+                assert_eq!(h.read(status, 1), [STATUS_OK]);
+                discards += 1;
+                while_discarding += usize::from(writes > 0);
+                writes = 0;
+                h.queues[1].add(&discard).unwrap();
+            }
+            assert!(Instant::now() < deadline, "{discards} discards, then {writes} writes");
+        }
+        assert!(while_discarding > 4, "writes went on during {while_discarding} of 8 discards");
+        assert_eq!(disk.statistics().errors, 0);
+    }
+}
+
+#[test]
 fn more_requests_than_slots_are_all_answered() {
     let root = tempfile::tempdir().unwrap();
     let disk = disk(root.path(), SIZE, Some(Access::Direct { memory: 4096, offset: 4096 }));

@@ -16,7 +16,7 @@
 
 use super::bounce::{BOUNCE_SIZE, Bounce, BouncePool, ZEROES_SIZE, gather, scatter};
 use super::points::AFTER_LOAD;
-use super::ranges::{BLOCK, Span};
+use super::ranges::{BLOCK, PIECE, Span};
 use super::request::{Ranges, STATUS_ERROR, STATUS_OK};
 use crate::disk::layer::{Abilities, Access};
 use bixi_offload::failpoint::hit;
@@ -128,6 +128,8 @@ pub enum Next {
     Run(Operation),
     /// Nothing until an aligned buffer is free.
     Wait,
+    /// Nothing until the blocks of [`Slot::span`] are held; those of this span are of no more use.
+    Lock(Span),
     /// The request is answered.
     Done,
 }
@@ -141,7 +143,7 @@ pub struct Slot {
     pub status: u8,
     /// Whether it is on the medium when it is answered: for drivers that know no flush.
     pub durable: bool,
-    /// The blocks it changes.
+    /// The blocks it changes; of ranges, the piece under way.
     pub span: Span,
     stage: Stage,
     /// Where the part under way begins in the file, and how much of it is left.
@@ -211,9 +213,25 @@ impl Slot {
         self.chunk = Some(chunk);
     }
 
-    /// Gives the request its ranges.
+    /// Gives the request its ranges; its span is the first piece of them then.
     pub fn lend_ranges(&mut self, ranges: Box<Ranges>) {
         self.ranges = Some(ranges);
+        let _ = self.next_piece();
+    }
+
+    /// Makes the next piece of the ranges the span; false if all of them are done.
+    fn next_piece(&mut self) -> bool {
+        while let Some((range, _)) = self.current_range() {
+            if self.position < range.end {
+                let end = range.end.min((self.position / PIECE + 1) * PIECE);
+                self.span = Span { start: self.position, end };
+                return true;
+            }
+            self.range += 1;
+            self.position = 0;
+        }
+        self.position = u64::MAX;
+        false
     }
 
     /// Ends the request, wherever it is but with an operation under way; what was lent is used no more.
@@ -398,20 +416,21 @@ impl Slot {
             Task::Read | Task::Write => return Some(self.done()),
             Task::Flush => {}
             Task::Discard | Task::WriteZeroes => {
-                while let Some((span, _)) = self.current_range() {
-                    if self.position >= span.end {
-                        self.range += 1;
-                        self.position = 0;
-                    } else if let Some(operation) = self.hole(abilities) {
+                while self.position < self.span.end {
+                    if let Some(operation) = self.hole(abilities) {
                         self.become_stage(Stage::Hole);
                         return Some(Next::Run(operation));
-                    } else if self.task == Task::Discard {
-                        // Less than a block of it is left, or no hole can be punched: a discard is only a hint.
-                        self.position = span.end;
-                    } else {
-                        self.write_zeroes(span, pool.zeroes());
+                    }
+                    if self.task == Task::WriteZeroes {
+                        self.write_zeroes(pool.zeroes());
                         return None;
                     }
+                    // Less than a block of it is left, or no hole can be punched: a discard is only a hint.
+                    self.position = self.span.end;
+                }
+                let done = self.span;
+                if self.next_piece() {
+                    return Some(Next::Lock(done));
                 }
                 if !self.durable || self.status != STATUS_OK {
                     return Some(self.done());
@@ -429,9 +448,9 @@ impl Slot {
         Some((span, unmap))
     }
 
-    /// What the file system can do for the range under way as a whole: whole blocks only.
+    /// What the file system can do for the piece under way as a whole: whole blocks only.
     fn hole(&mut self, abilities: &Abilities) -> Option<Operation> {
-        let (span, unmap) = self.current_range()?;
+        let ((_, unmap), span) = (self.current_range()?, self.span);
         let blocks = match self.task {
             Task::Discard => self.position.next_multiple_of(BLOCK),
             _ => self.position,
@@ -448,15 +467,15 @@ impl Slot {
         }
     }
 
-    /// Where the range under way is when its hole is done.
-    fn hole_end(&mut self) -> u64 {
-        let end = self.current_range().map_or(0, |(span, _)| span.end - span.end % BLOCK);
-        self.position.max(end)
+    /// Where the piece under way is when its hole is done.
+    fn hole_end(&self) -> u64 {
+        self.position.max(self.span.end - self.span.end % BLOCK)
     }
 
-    /// Makes the next part of the range under way a write of zeroes: up to the next block, or whole blocks where the
+    /// Makes the next part of the piece under way a write of zeroes: up to the next block, or whole blocks where the
     /// file system cannot zero them itself.
-    fn write_zeroes(&mut self, span: Span, zeroes: *mut u8) {
+    fn write_zeroes(&mut self, zeroes: *mut u8) {
+        let span = self.span;
         let ragged = !self.position.is_multiple_of(BLOCK) || span.end - self.position < BLOCK;
         let end = match ragged {
             true => span.end.min((self.position + 1).next_multiple_of(BLOCK)),

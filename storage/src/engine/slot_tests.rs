@@ -95,6 +95,7 @@ fn finish(slot: &mut Slot, file: &mut Simulated, pool: &mut BouncePool) {
         match unsafe { slot.step(result, &file.abilities, pool) } {
             Next::Run(operation) => result = Some(file.run(&operation)),
             Next::Done => return,
+            Next::Lock(_) => result = None,
             Next::Wait => panic!("there are buffers enough for one request"),
         }
     }
@@ -218,7 +219,7 @@ proptest! {
             model[span.start as usize..span.end as usize].fill(0);
         }
         let task = if discard { Task::Discard } else { Task::WriteZeroes };
-        slot.begin(task, ranges.hull(), true);
+        slot.begin(task, Span::default(), true);
         slot.lend_ranges(Box::new(ranges));
         finish(&mut slot, &mut file, &mut pool);
         prop_assert_eq!(slot.status, STATUS_OK);
@@ -231,6 +232,44 @@ proptest! {
         } else {
             prop_assert!(file.bytes == model);
         }
+    }
+}
+
+#[test]
+fn ranges_go_piece_by_piece() {
+    let mut pool = BouncePool::new();
+    let abilities = Abilities::new(Access::Buffered, true);
+    let mut ranges = Ranges::default();
+    ranges.push(Span { start: 512, end: 512 }, true);
+    ranges.push(Span { start: PIECE - BLOCK, end: 2 * PIECE + BLOCK }, true);
+    ranges.push(Span { start: 0, end: BLOCK }, true);
+    ranges.push(Span { start: 7 * PIECE, end: 7 * PIECE }, true);
+    for task in [Task::Discard, Task::WriteZeroes] {
+        let mut slot = Slot::default();
+        slot.begin(task, Span::default(), false);
+        slot.lend_ranges(Box::new(ranges));
+        let (mut seen, mut result) = (Vec::new(), None);
+        loop {
+            // SAFETY: there are no pieces of guest memory.
+            match unsafe { slot.step(result.take(), &abilities, &mut pool) } {
+                Next::Run(Operation::Punch(span)) => {
+                    assert_eq!(span, slot.span, "all that is held, and no more");
+                    seen.push(span);
+                    result = Some(0);
+                }
+                Next::Lock(done) => assert_eq!(seen.last(), Some(&done)),
+                Next::Done => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        let expected = [
+            (PIECE - BLOCK, PIECE),
+            (PIECE, 2 * PIECE),
+            (2 * PIECE, 2 * PIECE + BLOCK),
+            (0, BLOCK),
+        ];
+        assert_eq!(seen, expected.map(|(start, end)| Span { start, end }));
+        let _ = slot.take_back();
     }
 }
 
