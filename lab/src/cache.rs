@@ -44,8 +44,8 @@ impl Cache {
             // Another process, or another thread of this one, has built it while this one waited.
             return Ok(path);
         }
+        self.remove_unfinished()?;
         let unfinished = self.root.join(format!(".{kind}-{}", std::process::id()));
-        remove(&unfinished)?;
         let built = build(&unfinished);
         if built.is_err() {
             let _ = remove(&unfinished);
@@ -54,6 +54,18 @@ impl Cache {
         fs::rename(&unfinished, &path).attempt(|| format!("make {}", path.display()))?;
         self.prune(kind);
         Ok(path)
+    }
+
+    /// Removes what killed builders have left: only the one with the turn builds.
+    fn remove_unfinished(&self) -> Result<()> {
+        let wrong = || format!("read {}", self.root.display());
+        for entry in fs::read_dir(&self.root).attempt(wrong)? {
+            let entry = entry.attempt(wrong)?;
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes all but the newest entries of a kind. What cannot be removed stays: it costs only room.
@@ -102,12 +114,14 @@ mod tests {
     fn an_entry_is_built_once_and_a_failed_build_leaves_nothing() {
         let folder = scratch("once");
         let cache = Cache::new(&folder);
+        fs::create_dir_all(folder.join(".y-1/left-by-a-killed-builder")).unwrap();
         let failed = cache.entry("x", "1", |path| {
             fs::write(path, "half").unwrap();
             Err(crate::Error::Unfit("no".into()))
         });
         assert!(failed.is_err());
         assert!(!folder.join(format!(".x-{}", std::process::id())).exists());
+        assert!(!folder.join(".y-1").exists());
         for _ in 0..2 {
             let mut built = false;
             let path = cache

@@ -71,15 +71,28 @@ pub const RACK_PROGRAMS: &[Needed] = &[
 /// # Errors
 /// When `apt-get` is not there or fails; the error names the packages.
 pub fn ensure_programs(needed: &[Needed]) -> Result<()> {
-    let missing: Vec<&str> = needed
-        .iter()
-        .filter(|(program, _)| !exists(program))
-        .map(|(_, package)| *package)
-        .collect();
+    let missing = || -> Vec<&str> {
+        let missing = needed.iter().filter(|(program, _)| !exists(program));
+        missing.map(|(_, package)| *package).collect()
+    };
+    if missing().is_empty() {
+        return Ok(());
+    }
+    // Whoever had the turn before may have installed them.
+    let _turn = turn();
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }
-    install(&missing)
+    install_in_turn(&missing)
+}
+
+/// One user of apt at a time among the lab's own threads and processes. The lock is on a folder that is there anyway.
+fn turn() -> Option<fs::File> {
+    let folder = fs::File::open("/var/lib/apt/lists").ok()?;
+    // Without the lock apt may refuse, and its message is shown.
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive).ok()?;
+    Some(folder)
 }
 
 /// Installs Debian packages, and says which.
@@ -87,6 +100,11 @@ pub fn ensure_programs(needed: &[Needed]) -> Result<()> {
 /// # Errors
 /// When `apt-get` is not there or fails; the error names the packages.
 pub fn install(packages: &[&str]) -> Result<()> {
+    let _turn = turn();
+    install_in_turn(packages)
+}
+
+fn install_in_turn(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if !exists("apt-get") {
         return Err(Error::Unfit(format!(
@@ -96,6 +114,8 @@ pub fn install(packages: &[&str]) -> Result<()> {
     say(&format!("installing with apt: {list}"));
     let attempt = |packages: &[&str]| {
         run(Command::new("apt-get")
+            // Another user of apt on this machine is waited for.
+            .args(["-o", "DPkg::Lock::Timeout=600"])
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(packages)
             .env("DEBIAN_FRONTEND", "noninteractive"))
@@ -135,6 +155,7 @@ pub(crate) fn program(name: &str) -> Command {
 /// Downloads a Debian package and unpacks it into `folder`, without installing it.
 pub(crate) fn unpack_package(package: &str, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).attempt(|| format!("make {}", folder.display()))?;
+    let _turn = turn();
     let download = || {
         run(Command::new("apt-get")
             // As root apt would drop to a user who may not write into our folder.
@@ -173,7 +194,10 @@ pub(crate) fn real_package(metapackage: &str, prefix: &str) -> Result<String> {
     if let Some(name) = ask() {
         return Ok(name);
     }
-    update()?;
+    {
+        let _turn = turn();
+        update()?;
+    }
     ask().ok_or_else(|| {
         Error::Unfit(format!(
             "apt knows no {metapackage}: the lab needs the package lists of Debian 12 or newer"

@@ -29,10 +29,15 @@ impl Link {
 
     /// Asks the supervisor.
     pub fn ask(&self, ask: &Ask) -> Result<(Say, UnixStream)> {
+        self.ask_within(ask, ANSWER_LIMIT)
+    }
+
+    /// Asks the supervisor, who may hang.
+    pub fn ask_within(&self, ask: &Ask, limit: Duration) -> Result<(Say, UnixStream)> {
         let mut stream =
             socket::connect(&self.socket).map_err(|_| Error::Down { state: self.state.clone() })?;
         let wrong = || "ask the rack's supervisor".to_owned();
-        stream.set_read_timeout(Some(ANSWER_LIMIT)).attempt(wrong)?;
+        stream.set_read_timeout(Some(limit)).attempt(wrong)?;
         wire::send_message(&mut stream, ask).attempt(wrong)?;
         match wire::receive_message(&mut stream).attempt(wrong)? {
             Say::Failed { message } => Err(Error::Rack(message)),

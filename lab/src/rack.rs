@@ -122,13 +122,17 @@ impl Rack {
         fs::create_dir_all(&places.folder).attempt(|| "make the rack's folder".to_owned())?;
         let initrd = places.folder.join("initrd");
         image.join(&initrd)?;
+        // Links of its own: the cache may forget its entries while the rack is up.
+        let (kernel, disk) = (places.folder.join("kernel"), places.folder.join("programs.img"));
+        link(&image.kernel, &kernel)?;
+        link(&image.disk, &disk)?;
         let plan = Plan {
             folder: places.folder.clone(),
             processor: acceleration.arguments().map(str::to_owned).to_vec(),
             acceleration: acceleration.name().to_owned(),
-            kernel: image.kernel,
+            kernel,
             initrd,
-            disk: image.disk,
+            disk,
             servers: config.servers,
             memory_mib: config.memory_mib,
             cpus: config.cpus,
@@ -229,7 +233,7 @@ impl Rack {
         let was_up = holder(&places).is_some();
         if was_up {
             // One that does not answer is killed below; the kernel then ends its servers and frees its network.
-            let _ = Link::new(state.to_owned()).ask(&Ask::Down);
+            let _ = Link::new(state.to_owned()).ask_within(&Ask::Down, END_LIMIT);
             let deadline = Instant::now() + END_LIMIT;
             while let Some(pid) = holder(&places) {
                 if Instant::now() > deadline {
@@ -269,6 +273,13 @@ fn prepare_folder(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)
         .and_then(|()| folder.canonicalize())
         .attempt(|| format!("make {}", folder.display()))
+}
+
+/// Gives a file a second name; on another file system, a copy.
+fn link(file: &Path, name: &Path) -> Result<()> {
+    fs::hard_link(file, name)
+        .or_else(|_| fs::copy(file, name).map(drop))
+        .attempt(|| format!("make {}", name.display()))
 }
 
 /// One `up` or `down` at a time in a state folder.

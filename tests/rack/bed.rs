@@ -1,7 +1,7 @@
 //! The one rack of all tests: brought up by the first, reset before each, watched while one runs.
 
 use bixi_lab::{Acceleration, Config, Contents, Needed, Rack};
-use bixi_tests::Result;
+use bixi_tests::{Failure, Result};
 use libtest_mimic::{Completion, Failed};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -25,6 +25,9 @@ pub struct Check {
     /// The test.
     pub run: fn(&Rack) -> Result<()>,
 }
+
+/// Held as long as this run uses the rack's folder.
+static TURN: Mutex<Option<std::fs::File>> = Mutex::new(None);
 
 static RACK: Mutex<Option<Rack>> = Mutex::new(None);
 
@@ -75,6 +78,15 @@ fn is_root() -> bool {
 
 fn up() -> Result<Rack> {
     let state = Path::new(WORKSPACE).join(".lab/tests");
+    std::fs::create_dir_all(&state)?;
+    let turn = std::fs::File::create(state.join("run.lock"))?;
+    turn.try_lock().map_err(|_| {
+        Failure::new(format!(
+            "another run of these tests uses {}: wait for its end",
+            state.display()
+        ))
+    })?;
+    *TURN.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
     Rack::down(&state)?;
     bixi_lab::ensure_programs(PEERS)?;
     let mut config = Config::new(state)?;

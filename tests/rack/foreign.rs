@@ -56,13 +56,13 @@ fn start_qemu(server: &Server, sealed: bool) -> Result<(Process, Console)> {
     let seal = if sealed { "on" } else { "off" };
     let words = format!(
         "-L /opt/firmware -M pc,accel=kvm,memory-backend=mem -cpu host -smp 2 -m 192 -nodefaults \
-         -display none -no-reboot -object memory-backend-memfd,id=mem,size=192M,share=on,seal={seal} \
+         -display none -object memory-backend-memfd,id=mem,size=192M,share=on,seal={seal} \
          -serial unix:/run/bixi/qemu.sock,server=on,wait=on \
          -chardev socket,id=disk,path={DISK},reconnect=1 \
          -device vhost-user-blk-pci,chardev=disk,num-queues=2 \
          -chardev socket,id=port,path={PORT},reconnect=1 \
-         -netdev vhost-user,id=net,chardev=port,queues=1 \
-         -device virtio-net-pci,netdev=net,mac={MAC},romfile= \
+         -netdev vhost-user,id=net,chardev=port,queues=2 \
+         -device virtio-net-pci,netdev=net,mac={MAC},mq=on,vectors=6,romfile= \
          -kernel /opt/guest/bzImage -initrd /opt/guest/initrd"
     );
     let process = server
@@ -114,8 +114,13 @@ fn qemu(rack: &Rack) -> Result<()> {
     }
     let report = console.sh("wait; cat /tmp/load", LIMIT)?;
     check!(report.contains(r#""failures":[]"#), "{report}");
-    // Reboot: the same sessions with a new driver.
-    console.sh("poweroff -f & sleep 1", LIMIT).ok();
+    // A reboot: a new driver takes the same devices.
+    let digest = console.sh("bixi-lab load --digest /dev/vda", LIMIT)?;
+    console.send(b"reboot -f\n")?;
+    console.login(Duration::from_secs(180))?;
+    let now = console.sh("bixi-lab load --digest /dev/vda", LIMIT)?;
+    check!(now == digest, "before the reboot {digest}, after it {now}");
+    console.sh(&ping, LIMIT)?;
     Ok(())
 }
 

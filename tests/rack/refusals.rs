@@ -139,7 +139,10 @@ fn in_use(rack: &Rack) -> Result<()> {
     let mut first = Guest::boot(&server, &plan("guest-first"), Lease::Handle)?;
     let second = Guest::start(&server, &plan("guest-second"), Lease::Handle);
     first.sh("bixi-lab load /dev/vda --seconds 2", LIMIT)?;
-    drop(second);
+    if let Ok(second) = second {
+        let devices = second.describe()?.devices;
+        check!(!devices.iter().any(|d| d.kind == "virtio-blk" && d.connected), "{devices:?}");
+    }
     let report = first.sh("bixi-lab load /dev/vda --seconds 2", LIMIT)?;
     check!(report.contains(r#""failures":[]"#), "{report}");
     Ok(())

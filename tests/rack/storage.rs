@@ -1,8 +1,9 @@
 //! The storage process dies under load and comes back: a stall, never an error, and nothing acknowledged is lost.
 
 use crate::bed::Check;
+use bixi_api::compute::DeviceDescription;
 use bixi_lab::{Rack, load::Report};
-use bixi_tests::{Failure, Guest, Kernel, Lease, Pair, Result, check};
+use bixi_tests::{Failure, Guest, Kernel, Lease, Pair, Result, check, wait_for};
 use std::time::{Duration, Instant};
 
 pub const CHECKS: &[Check] = &[
@@ -58,6 +59,12 @@ fn killed_at_random(rack: &Rack) -> Result<()> {
         pair.halves[0].card.storage.kill()?;
         pair.halves[0].card.storage.start()?;
         kills += 1;
+        // A kill before the front end is back would test less than this one.
+        wait_for("the front end's return", LIMIT, || {
+            let devices = guest.describe()?.devices;
+            let back = |d: &DeviceDescription| d.kind == "virtio-blk" && d.reconnects >= kills;
+            Ok(devices.iter().any(|d| back(d) && d.connected).then_some(()))
+        })?;
     }
     check!(kills > 3, "only {kills} kills: the test is too weak");
     finish_load(&mut guest)?;

@@ -21,7 +21,11 @@ pub fn test(all: bool, rack: Option<&str>) -> Outcome {
         total.add(&units(all)?);
     }
     say("tests in the rack");
-    total.add(&in_rack(all, rack)?);
+    let tally = in_rack(all, rack)?;
+    if let (Some(text), Tally { passed: 0, failed: 0, skipped: 0, .. }) = (rack, &tally) {
+        return Err(Failure::new(format!("no test in the rack has {text:?} in its name")));
+    }
+    total.add(&tally);
     say(&format!("all in {:.0} s", start.elapsed().as_secs_f64()));
     let line =
         format!("{} passed, {} failed, {} skipped\n", total.passed, total.failed, total.skipped);

@@ -131,11 +131,10 @@ fn cycle(pair: &mut Pair, guests: &mut [Guest], random: u64, tally: &mut Tally) 
         let wrong = report.failures.iter().filter(|f| f.contains("should have generation"));
         tally.lost += wrong.count() as u64;
         check!(report.failures.is_empty(), "{}: {:?}", guest.id(), report.failures);
-        tally.doubles += guest
-            .sh("grep -c DUP /tmp/ping || true", LIMIT)?
-            .trim()
-            .parse::<u64>()
-            .unwrap_or_default();
+        let doubles = guest.sh("grep -c DUP /tmp/ping || true", LIMIT)?;
+        let doubles: u64 = doubles.trim().parse().unwrap_or_default();
+        tally.doubles += doubles;
+        check!(doubles == 0, "{}: {doubles} packets came twice", guest.id());
         guest.sh(&format!("ping -c 2 -W 10 {address}"), LIMIT)?;
         longest = longest.max(report.longest_ms);
     }
