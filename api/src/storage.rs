@@ -83,7 +83,8 @@ pub struct DiskDescription {
     /// How far its creation is, while it is being made; size and epoch are 0 until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creation: Option<DiskCreation>,
-    /// Why it cannot be used, if it cannot; size and epoch are 0 then.
+    /// Why it cannot be used, if it cannot: size and epoch are 0 where its files are unusable. An attached disk has one
+    /// when a flush failed; its writes fail until it is attached anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
 }

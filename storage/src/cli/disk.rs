@@ -189,7 +189,8 @@ fn list(output: Output, disks: &[DiskDescription]) -> Result<(), Failure> {
 
 fn row(disk: &DiskDescription) -> [String; 5] {
     let socket = disk.attachment.as_ref().map(|a| a.attach.socket.display().to_string());
-    let known = disk.fault.is_none() && disk.creation.is_none();
+    // A fault at rest is one of its files; one in use is one of the medium.
+    let known = has_known_size(disk) && disk.creation.is_none();
     let known = |text: String| if known { text } else { "-".to_owned() };
     [
         disk.id.clone(),
@@ -198,6 +199,10 @@ fn row(disk: &DiskDescription) -> [String; 5] {
         state(disk),
         socket.unwrap_or_else(|| "-".to_owned()),
     ]
+}
+
+fn has_known_size(disk: &DiskDescription) -> bool {
+    disk.fault.is_none() || disk.attachment.is_some()
 }
 
 fn state(disk: &DiskDescription) -> String {
@@ -228,7 +233,8 @@ fn show(output: Output, disk: &DiskDescription) -> Result<(), Failure> {
     line("state", state(disk))?;
     if let Some(fault) = &disk.fault {
         line("fault", fault.clone())?;
-    } else {
+    }
+    if has_known_size(disk) {
         line("size", format!("{} ({} bytes)", size::show(disk.size), disk.size))?;
         line("epoch", disk.epoch.to_string())?;
     }

@@ -271,8 +271,24 @@ impl FileEngine {
             return self.finished.push_back(id);
         };
         let abilities = media.layer.abilities();
+        if result.is_none() && self.slots[index].task != Task::Read && media.flush_fault().is_some()
+        {
+            self.slots[index].status = STATUS_ERROR;
+            return self.finished.push_back(id);
+        }
         loop {
             let slot = &mut self.slots[index];
+            if slot.waits_for_medium()
+                && let Some(now) = result
+            {
+                // The kernel tells a lost write to one of the flushes under way only.
+                let told = media.flush_fault().map_or(now, |error| now.min(-error));
+                let now = media.durable_result(told);
+                if let Some(error) = slot.lost_writes(now) {
+                    media.flush_failed(error);
+                }
+                result = Some(now);
+            }
             // SAFETY: the pieces are mapped until the request is released, as `start` demands.
             match unsafe { slot.step(result, abilities, &mut self.pool) } {
                 Next::Done => return self.finished.push_back(id),

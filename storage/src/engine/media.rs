@@ -11,7 +11,7 @@ use bixi_api::state::{Declared, Movable, Payload};
 use bixi_api::storage::DiskStatistics;
 use bixi_offload::ring::Segments;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 /// A disk in use.
 #[derive(Debug)]
@@ -46,12 +46,58 @@ pub struct FileMedia {
     pub layer: LayerFile,
     /// Blocks that are being changed.
     pub ranges: RangeLocks,
+    /// The error number of the first flush that failed; 0 if none did.
+    flush_fault: AtomicI32,
+    #[cfg(test)]
+    injected: AtomicI32,
 }
 
 impl FileMedia {
     /// A disk in this file, nothing of it being changed.
     pub fn new(layer: LayerFile) -> Self {
-        Self { layer, ranges: RangeLocks::default() }
+        Self {
+            layer,
+            ranges: RangeLocks::default(),
+            flush_fault: AtomicI32::new(0),
+            #[cfg(test)]
+            injected: AtomicI32::new(0),
+        }
+    }
+
+    /// A flush failed. The kernel says so once and forgets what it could not write: a later flush that succeeds would
+    /// say that lost writes are safe. So this stays until the disk is attached anew.
+    pub fn flush_failed(&self, error: i32) {
+        let first =
+            self.flush_fault.compare_exchange(0, error, Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_ok() {
+            let error = std::io::Error::from_raw_os_error(error);
+            tracing::error!(%error, "a flush failed: the disk takes no more writes or flushes");
+        }
+    }
+
+    /// The error number of the first flush that failed, if one did.
+    #[inline]
+    pub fn flush_fault(&self) -> Option<i32> {
+        match self.flush_fault.load(Ordering::Relaxed) {
+            0 => None,
+            error => Some(error),
+        }
+    }
+
+    /// Makes the next flush or durable write fail with this error number.
+    #[cfg(test)]
+    pub fn inject(&self, error: i32) {
+        self.injected.store(error, Ordering::Relaxed);
+    }
+
+    /// The result of a flush or durable write: what the kernel said, but in a test that injects an error.
+    #[inline]
+    pub(super) fn durable_result(&self, result: i32) -> i32 {
+        #[cfg(test)]
+        if let error @ 1.. = self.injected.swap(0, Ordering::Relaxed) {
+            return -error;
+        }
+        result
     }
 }
 
@@ -113,6 +159,16 @@ impl ServedDisk {
     pub fn nothing() -> Self {
         let (serial, media) = ([b'0'; SERIAL_LENGTH], Media::Null);
         Self { size: 0, serial, read_only: true, media, counters: Box::default() }
+    }
+
+    /// Why it takes no more writes, if it does not.
+    pub fn fault(&self) -> Option<String> {
+        let Media::File(media) = &self.media else { return None };
+        let error = std::io::Error::from_raw_os_error(media.flush_fault()?);
+        Some(format!(
+            "a flush failed ({error}) and acknowledged writes may be lost: writes and flushes fail until the disk is \
+             attached anew; check the medium and the disk's content first"
+        ))
     }
 
     /// The counters of all queues together.

@@ -415,6 +415,42 @@ fn discards_of_everything_and_steady_writes_both_go_on() {
 }
 
 #[test]
+fn a_failed_flush_is_not_forgotten() {
+    for (root, features) in
+        roots().iter().flat_map(|root| [FEATURES, FEATURES & !FEATURE_FLUSH].map(|f| (root, f)))
+    {
+        let disk = disk(&root.path().join(features.to_string()), SIZE, None);
+        let Media::File(media) = &disk.media else { panic!("a file") };
+        let mut h = Harness::new(&disk, 4 << 20, 1, 64, features).unwrap();
+        assert_eq!(one(&mut h, WRITE, 0, Data::Out(&[1; 4096])).0, STATUS_OK);
+        let failing = if features & FEATURE_FLUSH == 0 { WRITE } else { FLUSH };
+        // Interrupted is not failed, and neither is a write for which there was no room.
+        media.inject(libc::EINTR);
+        assert_eq!(one(&mut h, failing, 0, Data::Out(&[2; 4096])).0, STATUS_OK);
+        if failing == WRITE {
+            media.inject(libc::ENOSPC);
+            assert_eq!(one(&mut h, WRITE, 0, Data::Out(&[3; 4096])).0, STATUS_ERROR);
+        }
+        assert_eq!(disk.fault(), None);
+        media.inject(libc::EIO);
+        assert_eq!(one(&mut h, failing, 0, Data::Out(&[4; 4096])).0, STATUS_ERROR);
+        assert!(disk.fault().unwrap().contains("attached anew"));
+        for (kind, data) in [
+            (FLUSH, Data::In(0)),
+            (WRITE, Data::Out(&[5; 4096])),
+            (WRITE, Data::Out(&[5; 512])),
+            (ZEROES, Data::Out(&range(0, 8, 0))),
+            (DISCARD, Data::Out(&range(0, 8, 0))),
+        ] {
+            assert_eq!(one(&mut h, kind, 0, data).0, STATUS_ERROR, "type {kind}");
+        }
+        let (status, bytes) = one(&mut h, READ, 0, Data::In(512));
+        assert_eq!(status, STATUS_OK);
+        assert_ne!(bytes[0], 5);
+    }
+}
+
+#[test]
 fn more_requests_than_slots_are_all_answered() {
     let root = tempfile::tempdir().unwrap();
     let disk = disk(root.path(), SIZE, Some(Access::Direct { memory: 4096, offset: 4096 }));

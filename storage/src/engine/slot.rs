@@ -245,6 +245,27 @@ impl Slot {
         INLINE
     }
 
+    /// What a failed operation of this result says about earlier writes: the error number if it means that some of
+    /// them may be lost. That is any failed flush; and a durable write's unless the write itself was refused.
+    pub fn lost_writes(&self, result: i32) -> Option<i32> {
+        use libc::{EAGAIN, EDQUOT, EFAULT, EFBIG, EINTR, EINVAL, ENOMEM, ENOSPC};
+        let lost = match (self.waits_for_medium(), -result) {
+            (false, _) | (_, ..=0 | EINTR | EAGAIN) => false,
+            (_, EDQUOT | EFAULT | EFBIG | EINVAL | ENOMEM | ENOSPC) => self.stage == Stage::Sync,
+            _ => true,
+        };
+        lost.then_some(-result)
+    }
+
+    /// Whether the operation under way is one that ends on the medium.
+    pub fn waits_for_medium(&self) -> bool {
+        match self.stage {
+            Stage::Sync => true,
+            Stage::Direct | Stage::Store => self.durable && self.writes(),
+            _ => false,
+        }
+    }
+
     /// Adds a piece of guest memory; false if there is no room for it.
     #[inline]
     pub fn add_piece(&mut self, piece: libc::iovec) -> bool {

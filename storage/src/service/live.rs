@@ -174,7 +174,7 @@ impl Attached {
             epoch: self.machine.attach.epoch,
             attachment: Some(attachment),
             creation: None,
-            fault: None,
+            fault: self.served.as_ref().and_then(|disk| disk.fault()),
         }
     }
 
@@ -274,17 +274,41 @@ impl Attached {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::media::{FileMedia, Media, counters};
     use crate::service::attachment::{Claim, Event};
 
-    #[test]
-    fn an_attachment_moves_when_it_stands() {
-        let attach = DiskAttach {
+    fn asked() -> DiskAttach {
+        DiskAttach {
             epoch: 4,
             socket: "/s".into(),
             queues: 2,
             read_only: false,
             require_sealed: true,
-        };
+        }
+    }
+
+    #[test]
+    fn a_failed_flush_shows() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("a.raw"), [0; 4096]).unwrap();
+        let media = FileMedia::new(LayerFile::open(directory.path(), "a.raw", 4096).unwrap());
+        let (serial, read_only, counters) = ([b'0'; 20], false, counters(2));
+        let media = Media::File(media);
+        let served = Arc::new(ServedDisk { size: 4096, serial, read_only, media, counters });
+        let id: DiskId = "d-0123456789abcdefghij".parse().unwrap();
+        let mut attached = Attached::new(id.clone(), Attachment::asked(asked()), None);
+        attached.served = Some(Arc::clone(&served));
+        assert_eq!(attached.describe(&id).fault, None);
+        let Media::File(media) = &served.media else { panic!("a file") };
+        media.flush_failed(libc::EIO);
+        media.flush_failed(libc::ENOSPC);
+        let fault = attached.describe(&id).fault.unwrap();
+        assert!(fault.contains("os error 5"), "the first one: {fault}");
+    }
+
+    #[test]
+    fn an_attachment_moves_when_it_stands() {
+        let attach = asked();
         let shape = Shape {
             size: 4096,
             queues: 2,
