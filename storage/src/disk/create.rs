@@ -129,8 +129,27 @@ impl Store {
         meta.write(&unfinished).map_err(io_error(id, "write its meta"))?;
         progress.check(id)?;
         self.give_name(id, &unfinished)?;
-        durable::sync_directory(self.root()).map_err(io_error(id, "flush the root directory"))?;
+        if let Err(error) = durable::sync_directory(self.root()) {
+            self.take_name_back(id, &unfinished);
+            return Err(io_error(id, "flush the root directory")(error));
+        }
         Ok(meta)
+    }
+
+    /// Makes a disk that nobody may count on unfinished again, for the caller to remove and to make anew. Best effort:
+    /// where even this fails, or another process uses the disk already, it stays, whole but for its name's durability.
+    fn take_name_back(&self, id: &DiskId, unfinished: &Path) {
+        let directory = self.directory(id);
+        let (cwd, flags) = (rustix::fs::CWD, RenameFlags::NOREPLACE);
+        // Held until the name is gone, so that nobody can begin to use the disk meanwhile.
+        let taken = self.lock_all(id, &directory).map_err(|error| error.to_string());
+        let renamed = taken.and_then(|_locks| {
+            rustix::fs::renameat_with(cwd, &directory, cwd, unfinished, flags)
+                .map_err(|error| error.to_string())
+        });
+        if let Err(error) = renamed {
+            tracing::error!(disk = %id, error, "a disk that could not be made durable stays: delete it");
+        }
     }
 
     fn give_name(&self, id: &DiskId, unfinished: &Path) -> Result<(), StoreError> {
@@ -333,6 +352,19 @@ mod tests {
         }
         assert_eq!(fs::read_dir(store.root()).unwrap().count(), 0);
         assert!(store.create(&id(), &image(None), &Progress::default()).is_ok());
+    }
+
+    #[test]
+    fn a_disk_whose_name_is_not_durable_can_be_made_again() {
+        let (_root, store) = store();
+        let source = Source::Zero { size: 512 };
+        let refused = durable::with_failing_sync(store.root(), || {
+            store.create(&id(), &source, &Progress::default())
+        });
+        assert!(matches!(refused, Err(StoreError::Io { .. })), "{refused:?}");
+        assert_eq!(fs::read_dir(store.root()).unwrap().count(), 0, "nothing is left");
+        let meta = store.create(&id(), &source, &Progress::default()).unwrap();
+        assert_eq!(store.meta(&id()).unwrap(), meta);
     }
 
     #[test]

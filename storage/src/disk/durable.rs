@@ -42,11 +42,30 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     sync_directory(parent)
 }
 
+#[cfg(test)]
+thread_local! {
+    static FAILING: std::cell::RefCell<Option<std::path::PathBuf>> =
+        const { std::cell::RefCell::new(None) };
+}
+
+/// Runs `work` on a medium that fails whenever the entries of `path` are flushed.
+#[cfg(test)]
+pub(super) fn with_failing_sync<T>(path: &Path, work: impl FnOnce() -> T) -> T {
+    FAILING.set(Some(path.to_owned()));
+    let result = work();
+    FAILING.set(None);
+    result
+}
+
 /// Puts a directory's entries on the medium.
 ///
 /// # Errors
 /// Whatever the file system says.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    if FAILING.with_borrow(|failing| failing.as_deref() == Some(path)) {
+        return Err(io::Error::from_raw_os_error(libc::EIO));
+    }
     File::open(path)?.sync_all()
 }
 

@@ -237,7 +237,7 @@ impl Store {
         fs::remove_dir_all(&unfinished).map_err(io_error(id, "remove its files"))
     }
 
-    fn lock_all(&self, id: &DiskId, directory: &Path) -> Result<Vec<File>, StoreError> {
+    pub(super) fn lock_all(&self, id: &DiskId, directory: &Path) -> Result<Vec<File>, StoreError> {
         let mut locks = Vec::new();
         for entry in fs::read_dir(directory).map_err(io_error(id, "read its directory"))? {
             let entry = entry.map_err(io_error(id, "read its directory"))?;
