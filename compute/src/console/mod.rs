@@ -27,7 +27,7 @@ use std::time::Duration;
 use stream::Stream;
 use terminal::RawMode;
 use tokio::net::UnixListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 /// What a sink copies at once.
@@ -251,16 +251,20 @@ async fn accept(
 ) {
     let for_clients = ending.clone();
     let mut clients = JoinSet::new();
+    // Apart, so that a guest that reads nothing keeps none out: who has gone holds no place of those who come.
+    let (places, departed) =
+        (Arc::new(Semaphore::new(MAX_CLIENTS)), Arc::new(Semaphore::new(MAX_CLIENTS)));
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept(), if clients.len() < MAX_CLIENTS => accepted,
+            accepted = accept_one(&listener, &places) => accepted,
             Some(_) = clients.join_next() => continue,
             _ = ending.wait_for(|end| *end) => break,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, place)) => {
                 let (output, serial) = (Arc::clone(&output), Arc::clone(&serial));
-                clients.spawn(serve(stream, output, serial, for_clients.clone()));
+                let client = Client { stream, place, departed: Arc::clone(&departed) };
+                clients.spawn(serve(client, output, serial, for_clients.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a console client cannot be accepted");
@@ -271,9 +275,28 @@ async fn accept(
     while clients.join_next().await.is_some() {}
 }
 
-/// One client: it gets what is kept and what follows, and what it sends is typed.
-async fn serve(
+/// Accepts a client once there is a place for it. Cancel-safe.
+async fn accept_one(
+    listener: &UnixListener,
+    places: &Arc<Semaphore>,
+) -> io::Result<(tokio::net::UnixStream, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    Ok((listener.accept().await?.0, place))
+}
+
+/// A connected client.
+struct Client {
     stream: tokio::net::UnixStream,
+    /// Held while it is connected.
+    place: OwnedSemaphorePermit,
+    /// Places for those that have gone and whose last input the guest has not read yet.
+    departed: Arc<Semaphore>,
+}
+
+/// One client: it gets what is kept and what follows, and what it sends is typed. What it sent before it went is
+/// typed too, unless the guest owes so to too many already.
+async fn serve(
+    Client { stream, place, departed }: Client,
     output: Arc<Output>,
     serial: Arc<Serial>,
     mut ending: watch::Receiver<bool>,
@@ -286,22 +309,31 @@ async fn serve(
             return;
         }
     };
+    let mut end = ending.clone();
     let mut cursor = output.oldest();
-    tokio::select! {
-        result = drain(&output, &mut cursor, &stream, &mut ending) => {
-            if let Err(error) = result {
-                tracing::debug!(%error, "a console client went away");
+    let draining = drain(&output, &mut cursor, &stream, &mut ending);
+    let carrying = input::carry(&stream, &serial, false);
+    tokio::pin!(draining, carrying);
+    let carried = tokio::select! {
+        carried = &mut carrying => Some(carried),
+        _ = &mut draining => None,
+        () = stream.hung_up() => None,
+    };
+    match carried {
+        // It only closed its sending side, and still gets output.
+        Some(Ok(_)) => tokio::select! {
+            _ = &mut draining => {}
+            () = stream.hung_up() => {}
+        },
+        Some(Err(error)) => tracing::debug!(%error, "a console client went away"),
+        None => {
+            drop(place);
+            let Ok(_held) = departed.try_acquire() else { return };
+            tokio::select! {
+                _ = &mut carrying => {}
+                _ = end.wait_for(|end| *end) => {}
             }
         }
-        () = carry_client(&stream, &serial) => {}
-    }
-}
-
-/// Done when the client is gone. One that only closed its sending side still gets output.
-async fn carry_client(stream: &Stream, serial: &Arc<Serial>) {
-    match input::carry(stream, serial, false).await {
-        Ok(_) => stream.hung_up().await,
-        Err(error) => tracing::debug!(%error, "a console client went away"),
     }
 }
 
@@ -393,6 +425,24 @@ mod tests {
         }
         assert_eq!(heard, 1_000_000);
         drop(deaf);
+        carrier.finish().await;
+    }
+
+    #[tokio::test]
+    async fn operators_who_left_a_guest_that_reads_nothing_keep_nobody_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("console");
+        let console = socket(&path);
+        let serial = serial(&console);
+        let carrier = console.start(Arc::clone(&serial), Arc::default()).unwrap();
+        say(&serial, b"hello");
+        for _ in 0..3 * MAX_CLIENTS {
+            let mut client = UnixStream::connect(&path).await.unwrap();
+            let mut text = [0; 5];
+            let heard = client.read_exact(&mut text);
+            tokio::time::timeout(Duration::from_secs(20), heard).await.unwrap().unwrap();
+            client.write_all(&[b'x'; 5000]).await.unwrap();
+        }
         carrier.finish().await;
     }
 
