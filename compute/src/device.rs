@@ -32,6 +32,12 @@ pub trait Device: Movable + Send + Sync {
         Box::pin(ready(Ok(())))
     }
 
+    /// As [`Device::quiesce`], but it takes as long as it takes: for a reset of the machine, after which guest memory is
+    /// used for something else. A device that cannot be sure that nobody writes there any more does not come to rest.
+    fn quiesce_fully(&self) -> Quiesce<'_> {
+        self.quiesce()
+    }
+
     /// The vCPUs are about to run: for the first time, after a pause or after [`Device::restore`]. A device that may
     /// have missed a kick or an interrupt while they stood still makes up for it here, once.
     fn resume(&self) {}

@@ -87,7 +87,7 @@ fn driver_code(error: &DriverError) -> u8 {
         }
         DriverError::Console(ConsoleError::Open { .. }) => 3,
         DriverError::Guest { .. } => 8,
-        DriverError::Runtime(_) => 1,
+        DriverError::Runtime(_) | DriverError::Reset(_) => 1,
     }
 }
 

@@ -7,8 +7,8 @@
 //!
 //! Events are requests of the control socket, the doorbell that vCPUs and devices ring, timers of the board, signals, the
 //! console's operator, and the end of a pending operation. Applying an event is synchronous. What takes time (calling
-//! vCPUs back, bringing devices to rest) is one pending operation at most; while it runs, requests wait, and only
-//! signals are taken. The control socket answers from the beginning, also while back ends are waited for.
+//! vCPUs back, bringing devices to rest) is one pending operation at most; while it runs, requests wait, but for those
+//! that only look or end the VM, and signals are taken. A reset waits for its devices as long as it takes. The control socket answers from the beginning, also while back ends are waited for.
 //!
 //! [`run`] is what `main` calls.
 
@@ -51,6 +51,9 @@ pub enum DriverError {
     /// The runtime cannot be used.
     #[error("cannot wait for events")]
     Runtime(#[source] io::Error),
+    /// A device may still write to the memory that a reset would load anew.
+    #[error("the machine cannot be reset safely")]
+    Reset(#[source] crate::device::QuiesceError),
     /// The guest cannot go on.
     #[error("the guest cannot go on: vCPU {index}: {failure}")]
     Guest {

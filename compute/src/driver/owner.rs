@@ -1,16 +1,17 @@
 //! The owner's loop: select the next event, apply it.
 
 use super::build::{BuildError, Built};
-use super::control::{Answer, Asked, Reply};
+use super::control::{Answer, Asked, QUEUE, Reply};
 use super::policy::{Policy, Request, Verdict};
 use super::{DriverError, Signals, description, report};
 use crate::board::clock::{Clock, HostClock};
 use crate::config::Checked;
-use crate::device::QuiesceError;
+use crate::device::{Device, QuiesceError};
 use crate::doorbell::{Doorbell, Ring, Rings};
 use crate::machine::MachineError;
 use bixi_api::compute::VmState;
 use bixi_offload::control::Refusal;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
@@ -23,6 +24,8 @@ use tokio::task::JoinSet;
 
 /// How long the vCPUs may take to stand still at the very end.
 const LAST_PARK: Duration = Duration::from_secs(2);
+/// How often a reset that waits for a device says so.
+const STILL_WAITING: Duration = Duration::from_secs(5);
 
 /// Everything stands still, or does not.
 type Stillness = Result<Vec<QuiesceError>, MachineError>;
@@ -73,6 +76,8 @@ pub(super) struct Owner {
     timer_ns: Option<u64>,
     since: Option<Instant>,
     pending: Option<(Pending, StandingStill)>,
+    /// Requests that came while something was pending, oldest first; bounded by [`QUEUE`].
+    later: VecDeque<Asked>,
 }
 
 impl Owner {
@@ -94,8 +99,8 @@ impl Owner {
             nic.queue_pairs = Some(nic.queue_pairs.unwrap_or(1));
         }
         let clock = HostClock;
-        let (timer_ns, since, pending) = (None, None, None);
-        Ok(Self { checked, built, policy, leave, bell, clock, timer_ns, since, pending })
+        let (timer_ns, since, pending, later) = (None, None, None, VecDeque::new());
+        Ok(Self { checked, built, policy, leave, bell, clock, timer_ns, since, pending, later })
     }
 
     /// Runs the VM to its end.
@@ -130,6 +135,9 @@ impl Owner {
             }
         };
         let idle = self.pending.is_none();
+        if idle && let Some(asked) = self.later.pop_front() {
+            return Ok(Event::Asked(asked));
+        }
         let still = async {
             match &mut self.pending {
                 Some((_, still)) => still.await,
@@ -145,7 +153,7 @@ impl Owner {
                 Event::Rang(self.bell.get_ref().0.take())
             }
             () = timer, if idle => Event::Timer,
-            Some(asked) = requests.recv(), if idle => Event::Asked(asked),
+            Some(asked) = requests.recv() => Event::Asked(asked),
         })
     }
 
@@ -203,6 +211,17 @@ impl Owner {
     }
 
     fn asked(&mut self, Asked { request, reply }: Asked) -> Next {
+        // What takes time may take for ever, if a back end hangs: one can look, and end it, but all else comes after it.
+        let now = matches!(request, Request::Describe | Request::Statistics | Request::Stop);
+        if self.pending.is_some() && !now {
+            if self.later.len() < QUEUE {
+                self.later.push_back(Asked { request, reply });
+            } else {
+                let refusal = Refusal::conflict("Busy", "Too many requests wait.", "Try again.");
+                answer(reply, Err(refusal));
+            }
+            return Next::GoOn;
+        }
         match self.policy.check(request) {
             Err(refusal) => answer(reply, Err(refusal)),
             Ok(Verdict::Nothing) => self.describe_to(reply),
@@ -252,12 +271,23 @@ impl Owner {
     /// Calls the vCPUs back, then brings the devices to rest; `pending` goes on when that is done.
     fn stand_still(&mut self, pending: Pending) {
         let parking = self.built.machine.parking();
-        let devices: Vec<_> = self.built.machine.devices().map(|(_, device)| device).collect();
+        let resets = matches!(pending, Pending::Reset { .. });
+        let name = |path: &str, device: &dyn Device| {
+            device.describe().map_or_else(|| path.to_owned(), |device| device.id)
+        };
+        let devices = self.built.machine.devices();
+        let devices: Vec<_> =
+            devices.map(|(path, device)| (name(path, &*device), device)).collect();
         let still = async move {
             parking.await?;
             let mut quiescing = JoinSet::new();
-            for device in devices {
-                quiescing.spawn(async move { device.quiesce().await });
+            for (name, device) in devices {
+                quiescing.spawn(async move {
+                    match resets {
+                        true => rest_for_reset(&name, &*device).await,
+                        false => device.quiesce().await,
+                    }
+                });
             }
             let mut failed = Vec::new();
             while let Some(done) = quiescing.join_next().await {
@@ -305,8 +335,12 @@ impl Owner {
 
     fn reset(&mut self, reply: Option<Reply>, then_run: bool, stillness: Stillness) -> Next {
         match stillness {
-            // A back end that hangs has been cut off and writes no more: the reset goes on.
-            Ok(failed) => failed.iter().for_each(|error| tracing::warn!(%error, "at a reset")),
+            // Somebody may write to guest memory still: what is loaded there now could be overwritten.
+            Ok(failed) => {
+                if let Some(error) = failed.into_iter().next() {
+                    return Next::End(Err(DriverError::Reset(error)));
+                }
+            }
             Err(error) => return Next::End(Err(BuildError::from(error).into())),
         }
         // What rang before the reset belongs to the time before it, but a power-off is a power-off.
@@ -342,6 +376,21 @@ impl Owner {
             tracing::error!("a vCPU does not stop; the process ends without waiting for it");
             // Joining its thread would wait for ever.
             std::mem::forget(self.built);
+        }
+    }
+}
+
+/// Waits until `device` is at rest, and says so while it is not: the guest stands still meanwhile.
+async fn rest_for_reset(name: &str, device: &dyn Device) -> Result<(), QuiesceError> {
+    let mut resting = device.quiesce_fully();
+    loop {
+        match tokio::time::timeout(STILL_WAITING, &mut resting).await {
+            Ok(rested) => return rested,
+            Err(_) => tracing::warn!(
+                device = name,
+                "the reset waits for this device: its back end has not finished what it writes to guest memory; \
+                 look after that process, or end it"
+            ),
         }
     }
 }

@@ -76,6 +76,10 @@ pub trait VirtioDevice: Movable + Send + Sync {
     }
     /// Comes to rest: when the future is done, guest memory does not change any more and [`Movable::declare`] tells all.
     fn quiesce(&self) -> Quiesce<'_>;
+    /// As [`VirtioDevice::quiesce`], for as long as it takes. See [`crate::device::Device::quiesce_fully`].
+    fn quiesce_fully(&self) -> Quiesce<'_> {
+        self.quiesce()
+    }
     /// Goes on after [`VirtioDevice::quiesce`] or [`VirtioDevice::restore`], or just looks at every queue once and
     /// raises every interrupt once: something may have been missed while the vCPUs stood still.
     fn resume(&self);

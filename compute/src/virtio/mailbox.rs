@@ -54,6 +54,8 @@ pub(super) struct Orders {
     pub(super) calls: BTreeMap<u16, Option<Call>>,
     /// Come to rest.
     pub(super) rest: Vec<Resting>,
+    /// Come to rest however long it takes, and cut nobody off.
+    pub(super) rest_fully: bool,
     /// Go on.
     pub(super) resume: bool,
 }
@@ -89,12 +91,13 @@ impl Mailbox {
         self.post(|orders| drop(orders.calls.insert(queue, call)));
     }
 
-    pub(super) fn rest(&self) -> oneshot::Receiver<Result<(), QuiesceError>> {
+    pub(super) fn rest(&self, fully: bool) -> oneshot::Receiver<Result<(), QuiesceError>> {
         let (sender, receiver) = oneshot::channel();
         self.post(|orders| {
             // To go on was the older order.
             orders.resume = false;
             orders.rest.push(sender);
+            orders.rest_fully |= fully;
         });
         receiver
     }

@@ -141,7 +141,7 @@ impl VirtioDevice for Rng {
     }
 
     fn quiesce(&self) -> Quiesce<'_> {
-        let rested = self.mailbox.rest();
+        let rested = self.mailbox.rest(false);
         Box::pin(async {
             let lost = |_| QuiesceError { device: KIND.name.into(), what: "its task ended".into() };
             rested.await.map_err(lost)?

@@ -535,6 +535,10 @@ impl Device for VirtioPci {
         self.device.quiesce()
     }
 
+    fn quiesce_fully(&self) -> Quiesce<'_> {
+        self.device.quiesce_fully()
+    }
+
     fn resume(&self) {
         self.device.resume();
     }

@@ -151,6 +151,12 @@ impl FrontSession {
         })
     }
 
+    /// Whether a back end is, or may be, at work on rings.
+    #[must_use]
+    pub fn has_started(&self) -> bool {
+        self.conversation().is_some_and(|talk| talk.stage.started())
+    }
+
     /// How often a back end has connected.
     #[must_use]
     pub fn connections(&self) -> u64 {

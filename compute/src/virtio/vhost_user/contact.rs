@@ -186,6 +186,14 @@ impl VhostUser {
         Ok(Arc::new(Self { character, face, link, mailbox, position, task }))
     }
 
+    fn rest(&self, fully: bool) -> Quiesce<'_> {
+        let rested = self.mailbox.rest(fully);
+        Box::pin(async {
+            let lost = |_| QuiesceError { device: self.name(), what: "its task ended".into() };
+            rested.await.map_err(lost)?
+        })
+    }
+
     fn name(&self) -> String {
         self.character.kind().name.to_owned()
     }
@@ -296,11 +304,11 @@ impl VirtioDevice for VhostUser {
     }
 
     fn quiesce(&self) -> Quiesce<'_> {
-        let rested = self.mailbox.rest();
-        Box::pin(async {
-            let lost = |_| QuiesceError { device: self.name(), what: "its task ended".into() };
-            rested.await.map_err(lost)?
-        })
+        self.rest(false)
+    }
+
+    fn quiesce_fully(&self) -> Quiesce<'_> {
+        self.rest(true)
     }
 
     fn resume(&self) {

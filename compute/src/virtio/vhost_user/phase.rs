@@ -65,7 +65,9 @@ pub(super) enum Why {
         waiting: Vec<Resting>,
         /// Where the control queue goes on, if there is one.
         control: Option<RingBase>,
-        /// Whether the back end was cut off because it did not stop in time.
+        /// Whether the back end was, or may have been, at work on the rings when the order came.
+        started: bool,
+        /// Whether such a back end was cut off because it did not stop in time.
         late: bool,
     },
 }

@@ -43,6 +43,9 @@ impl Default for Patience {
     }
 }
 
+/// How long a back end may take before the machine is reset: as long as it takes, since its memory is loaded anew then.
+const WITHOUT_END: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// How soon to try again when the kernel has no room to wait for a socket.
 const STARVED: Duration = Duration::from_millis(100);
 
@@ -217,8 +220,8 @@ impl Task {
     }
 
     fn down(&mut self, down: &Down) {
-        if let Phase::Stopping { why: Why::Rest { late, .. }, .. } = &mut self.phase {
-            *late |= matches!(down, Down::Late(_));
+        if let Phase::Stopping { why: Why::Rest { late, started, .. }, .. } = &mut self.phase {
+            *late |= *started && matches!(down, Down::Late(_));
         }
         // A guest that breaks its rings ends the session each time a back end takes them up.
         let Some(suppressed) = self.log.pass() else { return };
@@ -258,6 +261,7 @@ impl Task {
         match std::mem::take(&mut self.phase) {
             Phase::Active(mut active) | Phase::Resting { mut active, .. } => {
                 active.control = None;
+                self.control_dry = None;
                 self.phase = Phase::Stopping { active, why: Why::Reset(number) };
                 self.parts.shell.deactivate(false, self.parts.patience.reset);
             }
@@ -270,6 +274,7 @@ impl Task {
 
     fn rest(&mut self) {
         let waiting = std::mem::take(&mut self.orders.rest);
+        let fully = std::mem::take(&mut self.orders.rest_fully);
         match std::mem::take(&mut self.phase) {
             Phase::Active(mut active) => {
                 let control = active.control.take().and_then(|control| {
@@ -277,9 +282,11 @@ impl Task {
                     active.control_index.map(|index| RingBase { index, base, enabled: true })
                 });
                 self.control_dry = None;
-                let why = Why::Rest { waiting, control, late: false };
+                let started = self.parts.shell.session().has_started();
+                let why = Why::Rest { waiting, control, started, late: false };
                 self.phase = Phase::Stopping { active, why };
-                self.parts.shell.deactivate(true, self.parts.patience.rest);
+                let within = if fully { WITHOUT_END } else { self.parts.patience.rest };
+                self.parts.shell.deactivate(true, within);
             }
             other => {
                 self.phase = other;
@@ -299,7 +306,7 @@ impl Task {
                 self.parts.position.stand(Standing::Idle);
                 self.parts.link.reset_done(number);
             }
-            Why::Rest { waiting, control, late } => {
+            Why::Rest { waiting, control, late, .. } => {
                 let mut unclear = false;
                 let mut rings = Vec::with_capacity(bases.len() + 1);
                 for (index, base) in bases {
@@ -327,8 +334,8 @@ impl Task {
 
     fn was_late(&self) -> QuiesceError {
         let what = format!(
-            "its back end at {} did not stop its rings within {:?} and was cut off: look after that process",
-            self.parts.place, self.parts.patience.rest
+            "its back end at {} did not stop its rings in time and was cut off: look after that process",
+            self.parts.place
         );
         QuiesceError { device: self.parts.id.clone(), what }
     }
@@ -394,6 +401,8 @@ impl Task {
         let mut rings = Vec::with_capacity(active.rings.len());
         let mut fds = BTreeMap::new();
         active.pairs = 1;
+        // Of the driver's earlier life: its deadline must not wake this one.
+        self.control_dry = None;
         let mut outcome = Ok(());
         for index in &active.rings {
             let (Some(queue), Some(ring)) = (active.queue(*index), base_of(*index)) else {

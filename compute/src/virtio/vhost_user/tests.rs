@@ -432,6 +432,31 @@ async fn a_hung_back_end_hangs_neither_a_pause_nor_a_reset() {
 }
 
 #[tokio::test]
+async fn a_reset_of_the_machine_waits_for_a_hung_back_end_until_it_is_gone() {
+    let mut rig = Rig::new();
+    let mut peer = Some(rig.peer(Rig::disk(2048)));
+    let config = rig.disk_config();
+    let mut back_end = BackEnd::new("d0", &config.socket).unwrap();
+    let short = Duration::from_millis(20);
+    back_end.patience = Patience { rest: short, reset: short };
+    let device = blk::connect_to(back_end, &config, 1, &rig.share).await.unwrap();
+    let driver = driver(device);
+    let mut queue = rig.queue(0, DISK);
+    driver.drive(DISK, &[&queue.queue]).await;
+    queue.round(&driver, 3).await;
+    rig.script.frozen.store(true, Ordering::SeqCst);
+    queue.send(3);
+    driver.submit(&mut queue.queue);
+    until("a hung back end", || rig.script.hangs.load(Ordering::SeqCst)).await;
+    let mut resting = driver.function.quiesce_fully();
+    assert!(tokio::time::timeout(10 * short, &mut resting).await.is_err(), "it is waited for");
+    assert!(driver.function.describe().unwrap().connected, "and not cut off");
+    rig.script.frozen.store(false, Ordering::SeqCst);
+    drop(peer.take());
+    tokio::time::timeout(PATIENCE, resting).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_back_end_that_says_nothing_hangs_no_pause() {
     let mut rig = Rig::new();
     let peer = rig.peer(Rig::disk(2048));
