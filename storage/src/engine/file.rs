@@ -8,7 +8,7 @@
 //! time, and none while it waits for the next.
 //!
 //! On a file system in memory an operation never waits, so it runs in place: one system call per request, and half
-//! the cost of handing it to a kernel thread and back.
+//! the cost of handing it to a kernel thread and back. A long discard or write-zeroes lets others have turns between.
 
 use super::bounce::BouncePool;
 use super::media::{FileMedia, Media, ServedDisk};
@@ -32,6 +32,9 @@ pub const SLOTS: usize = 1024;
 const CHUNKS: usize = 64;
 /// Of these, requests with ranges.
 const RANGED: usize = 64;
+
+/// Bytes after which zeroing or discarding in place lets others have their turn.
+const TURN: u64 = 1 << 20;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
@@ -129,6 +132,8 @@ pub struct FileEngine {
     parked: Vec<VecDeque<u16>>,
     /// Requests with ranges that wait for the blocks of their next piece.
     between: VecDeque<u16>,
+    /// Requests in place that have had their turn, each with the result of its last operation.
+    yielded: VecDeque<(u16, i32)>,
     /// How many requests wait for blocks in all.
     parked_count: usize,
     finished: VecDeque<u16>,
@@ -153,6 +158,7 @@ impl FileEngine {
             waiting: VecDeque::with_capacity(SLOTS),
             parked: Vec::new(),
             between: VecDeque::with_capacity(RANGED),
+            yielded: VecDeque::with_capacity(RANGED),
             parked_count: 0,
             finished: VecDeque::with_capacity(SLOTS),
         })
@@ -276,6 +282,7 @@ impl FileEngine {
             self.slots[index].status = STATUS_ERROR;
             return self.finished.push_back(id);
         }
+        let mut done = 0;
         loop {
             let slot = &mut self.slots[index];
             if slot.waits_for_medium()
@@ -293,8 +300,8 @@ impl FileEngine {
             match unsafe { slot.step(result, abilities, &mut self.pool) } {
                 Next::Done => return self.finished.push_back(id),
                 Next::Wait => return self.waiting.push_back(id),
-                Next::Lock(done) => {
-                    media.ranges.unlock(done);
+                Next::Lock(old) => {
+                    media.ranges.unlock(old);
                     let waiter = &mut self.places[index].waiter;
                     if !media.ranges.lock_in_turn(slot.span, waiter) {
                         self.parked_count += 1;
@@ -303,7 +310,12 @@ impl FileEngine {
                     result = None;
                 }
                 Next::Run(operation) if abilities.access() == Access::Memory => {
-                    result = Some(run_in_place(&operation, media));
+                    let now = run_in_place(&operation, media);
+                    done += slot.worked_on(&operation, now);
+                    if done >= TURN {
+                        return self.yielded.push_back((id, now));
+                    }
+                    result = Some(now);
                 }
                 Next::Run(operation) => {
                     let entry = entry(&operation, reference).user_data(u64::from(id));
@@ -322,6 +334,11 @@ impl FileEngine {
             hit(AFTER_SUBMIT);
         }
         let mut count = 0;
+        for _ in 0..self.yielded.len() {
+            let Some((id, result)) = self.yielded.pop_front() else { break };
+            self.drive(id, Some(result));
+            count += 1;
+        }
         while let Some((id, result)) = self.ring.reap() {
             hit(AFTER_COMPLETION);
             self.drive(id as u16, Some(result));
@@ -396,9 +413,9 @@ impl FileEngine {
         started
     }
 
-    /// Whether requests wait for something that no eventfd announces: blocks that another worker holds.
+    /// Whether requests wait for something that no eventfd announces: blocks that another worker holds, or their turn.
     pub fn must_poll(&self) -> bool {
-        self.parked_count > 0
+        self.parked_count > 0 || !self.yielded.is_empty()
     }
 
     /// Before sleep: lets the eventfd announce the next completion. True if there is something to do now.

@@ -415,6 +415,35 @@ fn discards_of_everything_and_steady_writes_both_go_on() {
 }
 
 #[test]
+fn a_long_write_zeroes_in_memory_leaves_turns_to_others() {
+    const LARGE: u64 = 128 << 20;
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let disk = disk(root.path(), LARGE, None);
+    let mut h = Harness::new(&disk, 16 << 20, 2, 256, FEATURES).unwrap();
+    assert_eq!(one(&mut h, WRITE, 77, Data::Out(&[7; 512])).0, STATUS_OK);
+    let all = range(0, (LARGE / 512) as u32, 0);
+    let zeroes = h.ask(1, ZEROES, 0, Data::Out(&all)).unwrap();
+    let mut reads = 0;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while h.read(zeroes.status, 1) == [0xee] {
+        if reads < 60 {
+            let read = h.ask(0, READ, LARGE / 512 - 1, Data::In(512)).unwrap();
+            h.turn().unwrap();
+            assert_eq!(answer(&h, &read).0, STATUS_OK, "answered in its turn");
+            h.queues[0].take_all(|_| reads += 1).unwrap();
+        } else {
+            h.turn().unwrap();
+        }
+        assert!(h.service.must_poll() || h.read(zeroes.status, 1) != [0xee], "it would sleep");
+        assert!(Instant::now() < deadline);
+    }
+    assert_eq!(answer(&h, &zeroes).0, STATUS_OK);
+    assert!(reads >= 50, "{reads} turns");
+    h.queues[1].take_all(|_| {}).unwrap();
+    assert_eq!(one(&mut h, READ, 77, Data::In(512)), (STATUS_OK, vec![0; 512]));
+}
+
+#[test]
 fn a_failed_flush_is_not_forgotten() {
     for (root, features) in
         roots().iter().flat_map(|root| [FEATURES, FEATURES & !FEATURE_FLUSH].map(|f| (root, f)))

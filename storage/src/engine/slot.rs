@@ -257,6 +257,15 @@ impl Slot {
         lost.then_some(-result)
     }
 
+    /// How many bytes a request with ranges got on by an operation with this result.
+    pub fn worked_on(&self, operation: &Operation, result: i32) -> u64 {
+        match operation {
+            Operation::Punch(span) | Operation::Zero(span) if result >= 0 => span.len(),
+            Operation::Write { .. } if self.task == Task::WriteZeroes => result.max(0) as u64,
+            _ => 0,
+        }
+    }
+
     /// Whether the operation under way is one that ends on the medium.
     pub fn waits_for_medium(&self) -> bool {
         match self.stage {
