@@ -10,6 +10,7 @@ use crate::console::ConsoleError;
 use crate::driver::DriverError;
 use crate::driver::build::BuildError;
 use crate::memory::MemoryError;
+use crate::virtio::vhost_user::ConnectError;
 use bixi_api::client::ClientError;
 use bixi_offload::control::ListenError;
 use std::error::Error;
@@ -103,6 +104,7 @@ fn build_code(error: &BuildError) -> u8 {
         BuildError::Memory(_) => 5,
         BuildError::Boot(BootError::File(FileError::Missing { .. } | FileError::Read { .. })) => 3,
         BuildError::Boot(_) => 7,
+        BuildError::Connect(ConnectError::Lost { .. }) => 1,
         BuildError::Connect(_) => USAGE,
         BuildError::Machine(_)
         | BuildError::Share(_)

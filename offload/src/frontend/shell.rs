@@ -339,6 +339,12 @@ impl Shell {
         }
     }
 
+    /// Cuts the connection, since this back end is of no use, and is in no hurry to try the next.
+    pub fn refuse(&mut self) {
+        self.session.slow_down();
+        self.cut();
+    }
+
     fn handle(&mut self, event: Event, descriptors: Vec<OwnedFd>) {
         self.arrived = descriptors;
         self.step(event);

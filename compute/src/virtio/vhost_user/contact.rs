@@ -9,6 +9,7 @@ use super::poller::Poller;
 use super::share::GuestShare;
 use super::task::{Parts, Patience, Position, Standing, Task};
 use crate::device::{Quiesce, QuiesceError, RestoreError};
+use crate::log_limit::LogLimit;
 use crate::pci::msix::Call;
 use bixi_api::file::FileSource;
 use bixi_api::state::{Declared, Movable, Payload};
@@ -35,6 +36,18 @@ pub enum ConnectError {
         id: String,
         /// The number.
         fd: i32,
+    },
+    /// The inherited connection has ended before the device was there, and there is no way to another one.
+    #[error(
+        "{id}: its back end on {place} cannot be used, and a connected stream cannot be connected again: {reason}"
+    )]
+    Lost {
+        /// The device.
+        id: String,
+        /// The socket, in words.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A hardware address that is none.
     #[error(
@@ -156,13 +169,13 @@ impl VhostUser {
         share: &GuestShare,
     ) -> Result<Arc<Self>, ConnectError> {
         let BackEnd { id, place, returns, patience, target } = back_end;
-        let wait = |source| ConnectError::Wait { id: id.clone(), source };
-        let poller = Poller::new().map_err(wait)?;
+        let poller =
+            Poller::new().map_err(|source| ConnectError::Wait { id: id.clone(), source })?;
         let mut shell = Shell::new(config, target, share.read_used());
         shell.set_memory(share.regions());
         let character: Arc<dyn Character> = character.into();
-        let face = first_face(&id, &place, &mut shell, &poller, character.as_ref()).await;
-        let face = face.map_err(wait)?;
+        let waiting = FirstWait::new(&id, &place, returns);
+        let face = waiting.face(&mut shell, &poller, character.as_ref()).await?;
         shell.require_rings(face.rings);
         let (link, mailbox, position) =
             (Arc::<DeviceLink>::default(), Arc::default(), Arc::<Position>::default());
@@ -199,41 +212,91 @@ impl VhostUser {
     }
 }
 
-/// Waits until a back end has said what it is, and can be used.
-async fn first_face(
-    id: &str,
-    place: &str,
-    shell: &mut Shell,
-    poller: &Poller,
-    character: &dyn Character,
-) -> io::Result<Face> {
-    let mut complaint = Instant::now() + COMPLAINTS.0;
-    loop {
-        poller.watch(shell.sources())?;
-        let due = shell.deadline().map_or(complaint, |due| complaint.min(due.into()));
-        tokio::select! {
-            ready = poller.ready() => ready?,
-            () = sleep_until(due) => {}
-        }
-        if Instant::now() >= complaint {
-            tracing::warn!(
-                device = id,
-                socket = place,
-                "still waiting for the back end: is it running?"
-            );
-            complaint = Instant::now() + COMPLAINTS.1;
-        }
-        shell.turn();
-        while let Some(notice) = shell.next_notice() {
-            let Notice::Probed(probe) = notice else { continue };
-            match character.face(&probe) {
-                Ok(face) => return Ok(face),
-                Err(reason) => {
-                    tracing::error!(device = id, socket = place, %reason, "the back end cannot be used");
-                    shell.cut();
+/// A device that waits for the first back end that can be used.
+struct FirstWait<'a> {
+    id: &'a str,
+    place: &'a str,
+    returns: bool,
+    /// Why the newest one could not be.
+    reason: Option<String>,
+    /// When the next word on the wait is due.
+    complaint: Instant,
+    log: LogLimit,
+}
+
+impl<'a> FirstWait<'a> {
+    fn new(id: &'a str, place: &'a str, returns: bool) -> Self {
+        let complaint = Instant::now() + COMPLAINTS.0;
+        Self { id, place, returns, reason: None, complaint, log: LogLimit::default() }
+    }
+
+    /// Waits until a back end has said what it is, and can be used.
+    async fn face(
+        mut self,
+        shell: &mut Shell,
+        poller: &Poller,
+        character: &dyn Character,
+    ) -> Result<Face, ConnectError> {
+        let id = self.id;
+        let wait = |source| ConnectError::Wait { id: id.to_owned(), source };
+        loop {
+            poller.watch(shell.sources()).map_err(wait)?;
+            let due = self.complaint;
+            let due = shell.deadline().map_or(due, |deadline| due.min(deadline.into()));
+            tokio::select! {
+                ready = poller.ready() => ready.map_err(wait)?,
+                () = sleep_until(due) => {}
+            }
+            if Instant::now() >= self.complaint {
+                self.complain();
+            }
+            shell.turn();
+            while let Some(notice) = shell.next_notice() {
+                match notice {
+                    Notice::Probed(probe) => match character.face(&probe) {
+                        Ok(face) => return Ok(face),
+                        Err(reason) => {
+                            shell.refuse();
+                            // That it is gone now is this side's doing, and no news.
+                            while shell.next_notice().is_some() {}
+                            self.refused(reason)?;
+                        }
+                    },
+                    Notice::Down(down) => self.refused(down.to_string())?,
+                    _ => {}
                 }
             }
         }
+    }
+
+    fn complain(&mut self) {
+        let (device, socket) = (self.id, self.place);
+        match &self.reason {
+            Some(reason) => tracing::warn!(
+                device,
+                socket,
+                %reason,
+                "still waiting for a back end that can be used"
+            ),
+            None => {
+                tracing::warn!(device, socket, "still waiting for the back end: is it running?")
+            }
+        }
+        self.complaint = Instant::now() + COMPLAINTS.1;
+    }
+
+    /// A back end that is of no use. Said at once if it is news, and else with the next complaint.
+    fn refused(&mut self, reason: String) -> Result<(), ConnectError> {
+        if !self.returns {
+            let (id, place) = (self.id.to_owned(), self.place.to_owned());
+            return Err(ConnectError::Lost { id, place, reason });
+        }
+        if self.reason.as_ref() != Some(&reason) && self.log.pass().is_some() {
+            let (device, socket) = (self.id, self.place);
+            tracing::error!(device, socket, %reason, "the back end cannot be used");
+        }
+        self.reason = Some(reason);
+        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use crate::pci::PciPath;
 use bixi_api::compute::{DiskConfig, NicConfig};
 use bixi_api::file::FileSource;
 use bixi_api::state::{Declared, Movable};
-use bixi_offload::frontend::{Buffer, DriverQueue, GuestArena};
+use bixi_offload::frontend::{Buffer, DriverQueue, FrontConfig, GuestArena, Shell, Target};
 use bixi_offload::vhost_user::Offer;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -659,6 +659,30 @@ async fn a_descriptor_that_is_no_socket_is_refused() {
     }
     // The last one was taken over, and closed.
     std::mem::forget(file);
+}
+
+#[tokio::test]
+async fn a_connected_stream_that_ends_before_it_said_anything_is_an_error() {
+    let rig = Rig::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    drop(theirs);
+    let config = DiskConfig { socket: FileSource::Fd(ours.into_raw_fd()), ..rig.disk_config() };
+    let lost = tokio::time::timeout(PATIENCE, blk::connect(&config, 1, &rig.share));
+    let error = lost.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("cannot be connected again"), "{error}");
+}
+
+#[tokio::test]
+async fn a_back_end_that_is_of_no_use_is_not_tried_again_at_once() {
+    let rig = Rig::new();
+    let _listener = UnixListener::bind(rig.socket()).unwrap();
+    let mut shell =
+        Shell::new(FrontConfig::default(), Target::Path(rig.socket()), rig.share.read_used());
+    shell.turn();
+    assert!(shell.session().is_connected());
+    shell.refuse();
+    assert!(!shell.session().is_connected());
+    assert!(shell.deadline().unwrap() > Instant::now() + Duration::from_millis(50));
 }
 
 #[tokio::test]
