@@ -6,9 +6,6 @@ use bixi_api::compute::{VcpuStatistics, VmStatistics};
 use std::io;
 use std::time::Duration;
 
-/// How the kernel names the mappings of [`GuestRam`].
-const GUEST_MAPPING: &str = "/memfd:guest ";
-
 /// The counters of a VM.
 pub(super) fn statistics(
     ram: &GuestRam,
@@ -33,29 +30,21 @@ fn logged(figure: io::Result<u64>) -> u64 {
     })
 }
 
-/// Resident memory of this process but for its mappings of guest memory.
+/// Resident memory of this process but for its mappings of shared memory, guest memory above all.
 ///
-/// The kernel's sums cannot tell guest memory from other shared memory (on a RAM disk even this program's text is
-/// shared memory), so the mappings are gone through. That costs a look at each of the guest's pages and is for an
-/// operator's question, not for every second.
+/// What it leaves out beside the guest is small: in-flight records, dirty logs, and this program's text where that lies
+/// on a RAM disk. Going through the mappings would tell them apart, and cost a look at each of the guest's pages.
 fn overhead_bytes() -> io::Result<u64> {
-    Ok(sum_overhead(&std::fs::read_to_string("/proc/self/smaps")?))
+    Ok(sum_overhead(&std::fs::read_to_string("/proc/self/status")?))
 }
 
-/// Adds up the `Rss` lines of all mappings but those of guest memory.
-fn sum_overhead(smaps: &str) -> u64 {
-    let mut is_guest = false;
-    let mut kib = 0_u64;
-    for line in smaps.lines() {
-        if let Some(rss) = line.strip_prefix("Rss:") {
-            let rss: u64 = rss.trim().trim_end_matches(" kB").parse().unwrap_or(0);
-            kib += if is_guest { 0 } else { rss };
-        } else if line.split_once(' ').is_some_and(|(range, _)| range.contains('-')) {
-            // The first line of a mapping: range, permissions, …, path.
-            is_guest = line.contains(GUEST_MAPPING);
-        }
-    }
-    kib << 10
+/// Adds up what is resident of private memory and of files. The kernel counts shared memory apart.
+fn sum_overhead(status: &str) -> u64 {
+    let counted = |line: &str| {
+        let kib = line.strip_prefix("RssAnon:").or_else(|| line.strip_prefix("RssFile:"))?;
+        kib.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    status.lines().filter_map(counted).sum::<u64>() << 10
 }
 
 #[cfg(test)]
@@ -64,9 +53,8 @@ mod tests {
 
     #[test]
     fn guest_memory_is_not_overhead() {
-        let text = "55d0-55d1 r-xp 0 fe:00 1 /usr/bin/x\nSize: 9 kB\nRss:   8 kB\n\
-                    7f00-7f99 rw-s 0 00:01 2 /memfd:guest (deleted)\nRss:  4096 kB\nPss: 1 kB\n\
-                    7ffc-7ffd rw-p 0 00:00 0 [stack]\nRss: 4 kB\n";
+        let text = "VmRSS:\t    4108 kB\nRssAnon:\t       4 kB\nRssFile:\t       8 kB\n\
+                    RssShmem:\t    4096 kB\nVmData:\t      99 kB\n";
         assert_eq!(sum_overhead(text), 12 << 10);
     }
 
