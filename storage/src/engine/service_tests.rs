@@ -357,13 +357,13 @@ fn discards_of_everything_and_steady_writes_both_go_on() {
             h.allocate(64, 16).unwrap(),
             h.allocate(4096, 4096).unwrap(),
         );
-        // The writer always has 32 writes under way, two of each block, spread over the whole disk.
+        // The writer always has 32 writes under way, two of each block: as one ends, the next of its block is there.
         let mut headers = Vec::new();
         for n in 0..32u64 {
             let at = h.allocate(16, 16).unwrap();
             let mut bytes = [0; 16];
             bytes[0] = WRITE as u8;
-            bytes[8..].copy_from_slice(&(n / 2 * (LARGE / 16 / 512)).to_le_bytes());
+            bytes[8..].copy_from_slice(&(n / 2 * 8).to_le_bytes());
             h.write(at, &bytes);
             headers.push(at);
         }
