@@ -5,6 +5,7 @@
 //! batches; the used index is published once and the driver called once at most. A driver that has no buffer loses its
 //! own frames and stops nobody.
 
+use super::copy;
 use super::frame::{Outgoing, Rest, SPARE};
 use crate::packet::offload::{HEADER, LEGACY_HEADER, Offload, feature, header_length};
 use bixi_offload::memory::{GuestBytes, GuestMemory};
@@ -69,7 +70,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// Gives a frame to the guest that leaves nothing to do, if it fits one piece of memory: a head behind [`SPARE`] bytes,
-    /// and `rest` bytes that `copy` puts where it is told. False, and nothing given, if it does not.
+    /// and `rest` bytes that `fill` puts where it is told. False, and nothing given, if it does not.
     #[inline(always)]
     #[must_use]
     pub fn give_simple(
@@ -77,7 +78,7 @@ impl<'a> Receiver<'a> {
         head: &[u8],
         rest: usize,
         more: usize,
-        copy: impl FnOnce(GuestBytes<'_>) -> bool,
+        fill: impl FnOnce(GuestBytes<'_>) -> bool,
     ) -> bool {
         if !self.has_buffer(more + 1) {
             return false;
@@ -92,10 +93,10 @@ impl<'a> Receiver<'a> {
         // Written one after the other: a frame that is read right behind a header that was written just now would wait
         // for the header's stores.
         let given = match self.header {
-            HEADER => room.write(HEADER, frame) && room.write(0, &PLAIN),
-            _ => room.write(LEGACY_HEADER, frame) && room.write(0, &PLAIN[..LEGACY_HEADER]),
+            HEADER => copy::write(&room, HEADER, frame) && room.write(0, &PLAIN),
+            _ => copy::write(&room, LEGACY_HEADER, frame) && room.write(0, &PLAIN[..LEGACY_HEADER]),
         };
-        let copied = rest == 0 || room.slice(need - rest, rest).is_some_and(copy);
+        let copied = rest == 0 || room.slice(need - rest, rest).is_some_and(fill);
         if !given || !copied {
             return false;
         }

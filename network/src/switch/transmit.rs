@@ -1,6 +1,7 @@
 //! A burst on its way: what a guest sent, or what came from the underlay, to wherever each frame goes.
 
 use super::burst::{BATCH, Burst, Decider, Fate};
+use super::copy;
 use super::counters::{Refused, Tally};
 use super::frame::{LONGEST, Outgoing, Rest, SPARE};
 use super::ports::{Attached, Port, Ports};
@@ -139,7 +140,14 @@ fn read_chains(burst: &mut Burst, chains: &Chains<'_>, features: u64, tally: &mu
         // One that is shorter than its header, or longer than any packet, is as malformed as an empty one.
         let length = readable.len().saturating_sub(chains.header);
         let length = if length > LONGEST { 0 } else { length };
-        burst.add(length, chains.header, features, tally, |to| readable.read(to));
+        burst.add(length, chains.header, features, tally, |to| {
+            let piece = readable.first();
+            if piece.len() >= to.len() && copy::read(&piece, 0, to) {
+                to.len()
+            } else {
+                readable.read(to)
+            }
+        });
     }
 }
 
