@@ -3,6 +3,7 @@
 use crate::config::{self, Checked};
 use crate::driver;
 use crate::failure::{CODES, Failure};
+use crate::inherited;
 use bixi_api::client::ControlClient;
 use bixi_api::compute::{VmDescription, VmStatistics};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -92,6 +93,7 @@ impl Arguments {
     /// # Errors
     /// See [`Failure`].
     pub fn run(self) -> Result<(), Failure> {
+        inherited::record();
         match (self.command, self.run) {
             (Some(Command::Ctl { socket, request, output }), _) => {
                 runtime()?.block_on(ask(&ControlClient::new(socket), request, output))

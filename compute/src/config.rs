@@ -4,6 +4,7 @@
 //! says the same as a start would. Each refusal names the field, its value and what to do.
 
 use crate::boot::layout::CMDLINE_SIZE;
+use crate::inherited;
 use crate::memory::{HIGH_START, LOW_END};
 use crate::pci::{AddressPlan, PlanError, i440fx_1, plan};
 use bixi_api::compute::{ConsoleConfig, DiskConfig, NicConfig, PageSize, VmConfig};
@@ -155,7 +156,9 @@ impl Once {
 
     fn file(&mut self, by: String, source: &FileSource) -> Result<(), ConfigError> {
         if let FileSource::Fd(fd) = source {
-            demand(*fd >= 0, &by, fd, "give the number of an inherited descriptor")?;
+            let inherited = *fd >= 0 && inherited::is_one(*fd);
+            let what = "give the number of a descriptor that this process is started with";
+            demand(inherited, &by, fd, what)?;
         }
         self.use_up("file", source.to_string(), by)
     }

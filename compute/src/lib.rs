@@ -20,6 +20,7 @@ pub mod driver;
 pub mod failure;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod inherited;
 pub mod interrupts;
 pub mod kvm;
 pub mod log_limit;
