@@ -129,10 +129,9 @@ impl ControlClient {
     ) -> Result<A, ClientError> {
         match tokio::time::timeout(self.deadline, self.exchange(method, path, body)).await {
             Ok(answer) => self.decode(answer?),
-            Err(_) => Err(ClientError::Deadline {
-                socket: self.socket.clone(),
-                deadline: self.deadline,
-            }),
+            Err(_) => {
+                Err(ClientError::Deadline { socket: self.socket.clone(), deadline: self.deadline })
+            }
         }
     }
 
@@ -186,10 +185,7 @@ impl ControlClient {
             Ok(answer) if status.is_success() => Ok(answer),
             _ => Err(ClientError::Answer {
                 socket: self.socket.clone(),
-                text: format!(
-                    "{status} {}",
-                    String::from_utf8_lossy(&body[..body.len().min(200)])
-                ),
+                text: format!("{status} {}", String::from_utf8_lossy(&body[..body.len().min(200)])),
             }),
         }
     }

@@ -64,7 +64,10 @@ impl Payload {
             });
         }
         if self.bytes.len() > PAYLOAD_LIMIT {
-            return Err(PayloadError::TooLarge { kind: self.kind.clone(), bytes: self.bytes.len() });
+            return Err(PayloadError::TooLarge {
+                kind: self.kind.clone(),
+                bytes: self.bytes.len(),
+            });
         }
         M::decode(self.bytes.as_slice())
             .map_err(|source| PayloadError::Decode { kind: self.kind.clone(), source })
@@ -83,7 +86,9 @@ pub enum PayloadError {
         got: String,
     },
     /// The payload was written by a release too new.
-    #[error("the state of {kind} has version {got}, this release reads up to {newest}: use a newer release")]
+    #[error(
+        "the state of {kind} has version {got}, this release reads up to {newest}: use a newer release"
+    )]
     Version {
         /// The component.
         kind: String,
@@ -93,7 +98,9 @@ pub enum PayloadError {
         got: u32,
     },
     /// The payload is larger than any honest one.
-    #[error("the state of {kind} has {bytes} bytes, more than the {PAYLOAD_LIMIT} a payload may have")]
+    #[error(
+        "the state of {kind} has {bytes} bytes, more than the {PAYLOAD_LIMIT} a payload may have"
+    )]
     TooLarge {
         /// The component.
         kind: String,
