@@ -124,6 +124,14 @@ impl Console {
         self.wait_for("shell-is-here", limit).map(drop)
     }
 
+    /// Makes the shell fit for people again, and leaves the console.
+    ///
+    /// # Errors
+    /// When no shell answers in time.
+    pub fn hand_over(mut self, limit: Duration) -> Result<()> {
+        self.run("stty echo; PS1='guest # ' PS2='> '; set -m", limit).map(drop)
+    }
+
     /// Runs a command in the guest's shell; its output, both streams, and its exit code.
     ///
     /// # Errors

@@ -147,6 +147,9 @@ fn with_guests(steps: &mut Steps, pair: &mut Pair) -> Result<()> {
         "    {} blocks written, {} read back; the longest request took {} ms, no error",
         report.writes, report.reads, report.longest_ms
     ));
+    for guest in guests {
+        guest.console.hand_over(LIMIT)?;
+    }
     Ok(())
 }
 
