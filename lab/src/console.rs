@@ -118,18 +118,22 @@ impl Console {
     /// # Errors
     /// When no shell answers in time.
     pub fn adopt(&mut self, limit: Duration) -> Result<()> {
-        // The typed line is echoed; what it prints is not in it, so only the shell's answer matches. Messages of the
-        // kernel, and the shell's about jobs that end, would break into answers.
-        self.send(b"\n stty -echo; PS1= PS2=; set +m; dmesg -n 1; echo shell-\"is\"-here\n")?;
+        // The typed line is echoed; what it prints is not in it, so only the shell's answer matches. Then a shell takes
+        // over that reads the terminal as a script: it edits no lines, prints no prompt and no word about jobs, and does
+        // not take the end of a background job for the end of its input, as busybox's line editing now and then does.
+        // Messages of the kernel would break into answers.
+        self.send(b"\n stty -echo; dmesg -n 1; echo shell-\"is\"-here; exec sh $(tty)\n")?;
         self.wait_for("shell-is-here", limit).map(drop)
     }
 
-    /// Makes the shell fit for people again, and leaves the console.
+    /// Gives the console a shell for people again, and leaves it.
     ///
     /// # Errors
     /// When no shell answers in time.
     pub fn hand_over(mut self, limit: Duration) -> Result<()> {
-        self.run("stty echo; PS1='guest # ' PS2='> '; set -m", limit).map(drop)
+        self.skip();
+        self.send(b"stty echo; PS1='guest # ' exec sh -l\n")?;
+        self.wait_for("guest # ", limit).map(drop)
     }
 
     /// Runs a command in the guest's shell; its output, both streams, and its exit code.
