@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// Folders that a reset empties.
 const CLEARED: &[&str] = &["/run/bixi", "/scratch", "/tmp"];
 
+/// The parent of all threads of the kernel.
+const KERNEL_THREADS: i32 = 2;
+
 /// Milliseconds since the server's kernel started.
 pub(super) fn uptime_ms() -> u64 {
     let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
@@ -31,13 +34,15 @@ pub(super) fn foreign() -> Vec<i32> {
 }
 
 fn is_foreign(pid: i32) -> bool {
-    let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    // Kernel threads have no command line, nor has a zombie, which has nothing left to end.
-    if command.is_empty() {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before the parenthesis may contain anything; after it come the state and the parent.
+    let parent = stat.rsplit(") ").next().and_then(|s| s.split(' ').nth(1)).unwrap_or_default();
+    if stat.is_empty() || pid == KERNEL_THREADS || parent == KERNEL_THREADS.to_string() {
         return false;
     }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let parent = stat.rsplit(") ").next().and_then(|s| s.split(' ').nth(1)).unwrap_or_default();
+    // A process whose first thread is dead has no command line, while its others may still run and hold its files; and
+    // one that nobody has waited for still bears its name. Both count until they are gone.
+    let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let console = parent == "1"
         && (command.starts_with(b"/bin/sh\0") || command.starts_with(b"/sbin/getty\0"));
     !console
