@@ -99,6 +99,8 @@ struct Work {
     answer: Vec<u8>,
     /// Faults of queues that were found while somebody else's frames were given to them.
     faults: Vec<(QueueSlot, QueueFault)>,
+    /// Queues to which something was revealed, and whose drivers may want a call.
+    revealed: Vec<QueueSlot>,
     /// The time in ticks of a flow's last use.
     now: u32,
     /// Turns since the clock was read.
@@ -131,6 +133,8 @@ impl Switch {
                 staged: Vec::with_capacity(frame::SPARE + frame::LONGEST),
                 answer: Vec::with_capacity(2048),
                 faults: Vec::new(),
+                // Each frame of a burst is given once, and the sender's own queue comes last.
+                revealed: Vec::with_capacity(BATCH + 1),
                 now: ticks(),
                 turns: 0,
                 busy: false,

@@ -13,7 +13,7 @@ use crate::engine::view::PortIndex;
 use crate::packet::offload::{Offload, header_length};
 use crate::underlay::{Batch as DatagramBatch, Target, Underlay};
 use bixi_offload::memory::{GuestBytes, GuestMemory};
-use bixi_offload::ring::{Batch, RingError};
+use bixi_offload::ring::{Batch, RingError, fence_before_calls};
 use bixi_offload::worker::{QueueFault, QueueSlot};
 use std::sync::Arc;
 
@@ -82,10 +82,10 @@ impl Switch {
             for chain in sent.chains(&memory) {
                 queue.complete(chain.head(), 0);
             }
-            if queue.publish() {
-                queue.signal();
-            }
+            queue.reveal();
+            work.revealed.push(slot);
         }
+        call_drivers(ports, work);
         Ok(taken)
     }
 
@@ -125,9 +125,23 @@ impl Switch {
                     _ => {}
                 }
             }
+            call_drivers(ports, work);
         }
         counters.add_received(given, &tally, &refused);
         tally.frames as usize
+    }
+}
+
+/// Calls the drivers that want it, of the queues to which something was revealed: one fence for all of them.
+#[inline]
+fn call_drivers(ports: &mut Ports, work: &mut Work) {
+    fence_before_calls();
+    for slot in work.revealed.drain(..) {
+        if let Some(Attached { queue, .. }) = ports.attached(slot)
+            && queue.wants_call()
+        {
+            queue.signal();
+        }
     }
 }
 
@@ -240,6 +254,7 @@ fn received(
     slot: QueueSlot,
     (received, result): (Received, Result<(), RingError>),
 ) {
+    work.revealed.push(slot);
     let Some(Attached { port, index, .. }) = ports.attached(slot) else { return };
     let (port, index) = (*port, *index);
     if let Some(port) = port.and_then(|port| ports.port(port)) {
