@@ -130,7 +130,7 @@ pub struct PortStatistics {
     pub unknown_destination: u64,
     /// Packets of the guest dropped because they are malformed.
     pub malformed: u64,
-    /// ARP and DHCP requests answered by the card.
+    /// ARP, DHCP and DNS requests answered by the card.
     pub answered: u64,
     /// Packets of the guest dropped because they are for many: nothing is flooded.
     #[serde(default)]
@@ -171,7 +171,7 @@ pub struct SegmentConfig {
     /// The gateway that DHCP announces and the card answers ARP for; none unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
-    /// DNS servers that DHCP announces.
+    /// DNS servers that DHCP announces; if there are none, those of `names`.
     #[serde(default)]
     pub dns: Vec<Ipv4Addr>,
     /// The guests' MTU in bytes, announced by DHCP and enforced.
@@ -179,6 +179,40 @@ pub struct SegmentConfig {
     /// The segment's addresses on other servers.
     #[serde(default)]
     pub peers: Vec<Peer>,
+    /// The names that the card answers DNS for; unless told, it answers no DNS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<SegmentNames>,
+}
+
+/// The names of a segment's hosts, for which the card is the DNS server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SegmentNames {
+    /// The addresses at which the card answers. Unless told, the two that instances of Alibaba Cloud find their DNS
+    /// servers at: no VPC can have them for itself, so they are the same in every segment.
+    #[serde(default = "name_servers")]
+    pub servers: Vec<Ipv4Addr>,
+    /// The domain of the names, which DHCP announces as search domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Each name with an address. A name with several addresses is given several times.
+    #[serde(default)]
+    pub hosts: Vec<NamedHost>,
+}
+
+/// The addresses at which instances of Alibaba Cloud find their DNS servers.
+pub fn name_servers() -> Vec<Ipv4Addr> {
+    vec![Ipv4Addr::new(100, 100, 2, 136), Ipv4Addr::new(100, 100, 2, 138)]
+}
+
+/// A name and an address of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NamedHost {
+    /// Its name, without the domain.
+    pub name: String,
+    /// Its address.
+    pub ipv4: Ipv4Addr,
 }
 
 /// One address of a segment that lives on another server.

@@ -33,7 +33,7 @@ enum Verb {
     Set {
         /// Its VXLAN network identifier.
         vni: u32,
-        /// All of it as JSON, from a file or - for standard input; no other option then.
+        /// All of it as JSON, names of hosts too, from a file or - for standard input; no other option then.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["generation", "network", "mtu"])]
         file: Option<PathBuf>,
         /// Grows with every change; a lower one than the process has is refused.
@@ -104,6 +104,7 @@ pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Fail
                     dns: dns.clone(),
                     mtu: *mtu,
                     peers: peer.clone(),
+                    names: None,
                 },
                 _ => return Err(Failure::usage("give --generation and --network, or --file")),
             };

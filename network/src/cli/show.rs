@@ -123,7 +123,7 @@ pub(super) fn segments(segments: &[SegmentDescription]) -> String {
 }
 
 pub(super) fn segment(SegmentDescription { vni, config }: &SegmentDescription) -> String {
-    let SegmentConfig { generation, network, prefix_len, gateway, dns, mtu, peers } = config;
+    let SegmentConfig { generation, network, prefix_len, gateway, dns, mtu, peers, names } = config;
     let mut text = lines(&[
         ("vni", vni.to_string()),
         ("generation", generation.to_string()),
@@ -131,11 +131,16 @@ pub(super) fn segment(SegmentDescription { vni, config }: &SegmentDescription) -
         ("gateway", or_dash(*gateway)),
         ("dns", joined(dns)),
         ("mtu", mtu.to_string()),
+        ("domain", or_dash(names.as_ref().and_then(|names| names.domain.as_ref()))),
+        ("names at", joined(names.as_ref().map_or(&[][..], |names| &names.servers))),
     ]);
     let rows = peers
         .iter()
         .map(|peer| [peer.mac.clone(), peer.ipv4.to_string(), peer.endpoint.to_string()]);
     text.push_str(&table(["MAC", "IPV4", "ENDPOINT"], rows));
+    let hosts = names.iter().flat_map(|names| &names.hosts);
+    let rows = hosts.map(|host| [host.name.clone(), host.ipv4.to_string()]);
+    text.push_str(&table(["NAME", "IPV4"], rows));
     text
 }
 

@@ -24,6 +24,8 @@ pub enum Answer {
     Arp,
     /// DHCP.
     Dhcp,
+    /// DNS.
+    Dns,
 }
 
 /// Why a frame is dropped; each is a counter.

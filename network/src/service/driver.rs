@@ -456,12 +456,12 @@ impl Driver {
         vni: u32,
         config: SegmentConfig,
     ) -> Result<SegmentDescription, Refusal> {
-        let (change, peers) = self.model.check_segment(vni, &config).map_err(refusal::of)?;
+        let (change, parts) = self.model.check_segment(vni, &config).map_err(refusal::of)?;
         if change != Change::None {
             let written = self.records.put_segment(vni, &config);
             written.map_err(|error| refusal::failed(&error.into()))?;
-            let (generation, hosts) = (config.generation, peers.len());
-            self.model.segments.insert(vni, WantedSegment { config: config.clone(), peers });
+            let (generation, hosts) = (config.generation, parts.peers.len());
+            self.model.segments.insert(vni, WantedSegment { config: config.clone(), parts });
             self.segment_changed(vni);
             tracing::info!(segment = vni, generation, hosts, "segment known");
         }

@@ -10,13 +10,13 @@
 //! port's epoch and a segment's generation never fall.
 
 use super::records;
-use super::rules::{self, Wrong};
+use super::rules::{self, Parts, Wrong};
 use crate::address::Mac;
-use crate::engine::view::{Network, PeerView, PortView, SegmentView};
+use crate::engine::view::{Network, PortView, SegmentView};
 use bixi_api::network::{PortAdd, SegmentConfig};
 use bixi_api::state::{Declared, Movable};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 /// What a `PUT` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +43,8 @@ pub struct WantedPort {
 pub struct WantedSegment {
     /// What was asked for.
     pub config: SegmentConfig,
-    /// Its hosts on other servers.
-    pub peers: Vec<PeerView>,
+    /// What the engine needs of it.
+    pub parts: Parts,
 }
 
 /// A deleted port of which the epoch is remembered.
@@ -93,6 +93,12 @@ impl From<Wrong> for Refused {
 
 fn conflict(code: &'static str, message: String, hint: &'static str) -> Refused {
     Refused { code, message, hint, bad: false }
+}
+
+/// The addresses of a segment that the card answers at: the gateway's, and those of its DNS server.
+fn card_addresses(config: &SegmentConfig) -> impl Iterator<Item = Ipv4Addr> {
+    let servers = config.names.iter().flat_map(|names| &names.servers);
+    config.gateway.into_iter().chain(servers.copied())
 }
 
 /// A port with its name, as it is written down and moves.
@@ -172,10 +178,9 @@ impl Model {
             }
         }
         let segment = self.segments.get(&add.segment);
-        if let Some(gateway) = segment.and_then(|segment| segment.config.gateway)
-            && add.ipv4.contains(&gateway)
-        {
-            let message = format!("{gateway} is the gateway of segment {}.", add.segment);
+        let mut own = segment.into_iter().flat_map(|segment| card_addresses(&segment.config));
+        if let Some(taken) = own.find(|own| add.ipv4.contains(own)) {
+            let message = format!("{taken} is the card's own in segment {}.", add.segment);
             return Err(conflict("AddressInUse", message, "Choose another address."));
         }
         Ok(())
@@ -189,8 +194,8 @@ impl Model {
         &self,
         vni: u32,
         config: &SegmentConfig,
-    ) -> Result<(Change, Vec<PeerView>), Refused> {
-        let peers = rules::check_segment(vni, config, self.own).map_err(|wrong| {
+    ) -> Result<(Change, Parts), Refused> {
+        let parts = rules::check_segment(vni, config, self.own).map_err(|wrong| {
             let hint = match wrong.0 {
                 "NoUnderlay" => "Start the process with --underlay IP:4789.",
                 _ => "",
@@ -199,7 +204,7 @@ impl Model {
         })?;
         let change = match self.segments.get(&vni) {
             None => Change::Make,
-            Some(segment) if segment.config == *config => return Ok((Change::None, peers)),
+            Some(segment) if segment.config == *config => return Ok((Change::None, parts)),
             Some(segment) if segment.config.generation > config.generation => {
                 let (has, asked) = (segment.config.generation, config.generation);
                 let message = format!("segment {vni} is at generation {has}; {asked} is older.");
@@ -212,15 +217,14 @@ impl Model {
             }
             Some(_) => Change::Replace,
         };
-        let gateway = config.gateway;
-        let owner = self
-            .ports_of(vni)
-            .find(|(_, port)| gateway.is_some_and(|gateway| port.add.ipv4.contains(&gateway)));
-        if let Some((id, _)) = owner {
-            let message = format!("the gateway's address is that of port {id}.");
-            return Err(conflict("AddressInUse", message, "Choose another gateway."));
+        for own in card_addresses(config) {
+            let owner = self.ports_of(vni).find(|(_, port)| port.add.ipv4.contains(&own));
+            if let Some((id, _)) = owner {
+                let message = format!("the card's own address {own} is that of port {id}.");
+                return Err(conflict("AddressInUse", message, "Choose another address."));
+            }
         }
-        Ok((change, peers))
+        Ok((change, parts))
     }
 
     /// Whether segment `vni` may go.
@@ -258,8 +262,9 @@ impl Model {
             prefix_len: segment.config.prefix_len,
             gateway: segment.config.gateway,
             dns: segment.config.dns.clone(),
+            names: segment.parts.names.clone(),
         });
-        let peers = told.map(|segment| segment.peers.as_slice()).unwrap_or_default();
+        let peers = told.map(|segment| segment.parts.peers.as_slice()).unwrap_or_default();
         let peers = peers.iter().copied();
         SegmentView::new(vni, epoch, self.mtu(vni), network, ports, peers, self.own)
     }
@@ -289,8 +294,8 @@ mod tests {
         let mac = rules::check_port(&add).unwrap();
         model.ports.insert("eni-1".into(), WantedPort { add, mac });
         let config = segment();
-        let peers = rules::check_segment(7, &config, model.own).unwrap();
-        model.segments.insert(7, WantedSegment { config, peers });
+        let parts = rules::check_segment(7, &config, model.own).unwrap();
+        model.segments.insert(7, WantedSegment { config, parts });
         model
     }
 
@@ -327,6 +332,7 @@ mod tests {
             (PortAdd { mac: taken.mac.clone(), ..other.clone() }, "AddressInUse"),
             (PortAdd { ipv4: taken.ipv4.clone(), ..other.clone() }, "AddressInUse"),
             (PortAdd { ipv4: vec![[10, 0, 0, 254].into()], ..other.clone() }, "AddressInUse"),
+            (PortAdd { ipv4: vec![[100, 100, 2, 136].into()], ..other.clone() }, "AddressInUse"),
         ] {
             assert_eq!(code(model.check_port("eni-2", &bad)), code_, "{bad:?}");
         }
@@ -346,7 +352,10 @@ mod tests {
         assert_eq!(model.check_segment(7, &with(4, 1400)).unwrap().0, Change::Replace);
         assert_eq!(model.check_segment(8, &with(1, 1400)).unwrap().0, Change::Make);
         let gateway = Some([10, 0, 0, 1].into());
-        let onto_a_port = SegmentConfig { generation: 4, gateway, ..same };
+        let onto_a_port = SegmentConfig { generation: 4, gateway, ..same.clone() };
+        assert_eq!(code(model.check_segment(7, &onto_a_port)), "AddressInUse");
+        let mut onto_a_port = with(4, 1450);
+        onto_a_port.names.as_mut().unwrap().servers[0] = [10, 0, 0, 1].into();
         assert_eq!(code(model.check_segment(7, &onto_a_port)), "AddressInUse");
         assert_eq!(code(model.check_segment_end(7)), "SegmentInUse");
         assert!(model.check_segment_end(8).is_ok());

@@ -14,9 +14,9 @@
 
 use super::model::{Deleted, Model, WantedPort, WantedSegment};
 use super::rules;
-use crate::state::{PeerState, PortState, SegmentState};
+use crate::state::{NamedHostState, NamesState, PeerState, PortState, SegmentState};
 use crate::tables::Table;
-use bixi_api::network::{Peer, PortAdd, SegmentConfig};
+use bixi_api::network::{NamedHost, Peer, PortAdd, SegmentConfig, SegmentNames};
 use bixi_api::state::{PAYLOAD_LIMIT, Payload};
 use prost::Message;
 use rustix::fs::FlockOperation;
@@ -332,6 +332,26 @@ fn segment_state(vni: u32, config: &SegmentConfig) -> SegmentState {
         dns: config.dns.iter().map(|address| u32::from(*address)).collect(),
         mtu: config.mtu.into(),
         peers: peers.collect(),
+        names: config.names.as_ref().map(names_state),
+    }
+}
+
+fn names_state(names: &SegmentNames) -> NamesState {
+    let host =
+        |host: &NamedHost| NamedHostState { name: host.name.clone(), ipv4: host.ipv4.into() };
+    NamesState {
+        servers: names.servers.iter().map(|address| u32::from(*address)).collect(),
+        domain: names.domain.clone(),
+        hosts: names.hosts.iter().map(host).collect(),
+    }
+}
+
+fn names_of(state: NamesState) -> SegmentNames {
+    let host = |host: NamedHostState| NamedHost { name: host.name, ipv4: host.ipv4.into() };
+    SegmentNames {
+        servers: state.servers.into_iter().map(Into::into).collect(),
+        domain: state.domain,
+        hosts: state.hosts.into_iter().map(host).collect(),
     }
 }
 
@@ -364,10 +384,11 @@ pub fn decode_segment(
         dns: state.dns.into_iter().map(Into::into).collect(),
         mtu: u16::try_from(state.mtu).map_err(|_| "too large an MTU")?,
         peers,
+        names: state.names.map(names_of),
     };
     let family = own.or_else(|| config.peers.first().map(|peer| peer.endpoint));
-    let peers = rules::check_segment(state.vni, &config, family).map_err(|(_, message)| message)?;
-    Ok((state.vni, WantedSegment { config, peers }))
+    let parts = rules::check_segment(state.vni, &config, family).map_err(|(_, message)| message)?;
+    Ok((state.vni, WantedSegment { config, parts }))
 }
 
 #[cfg(test)]
@@ -418,6 +439,33 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, &bytes).unwrap();
         assert_eq!(records.read(OWN).unwrap().ports.len(), 1);
+    }
+
+    #[test]
+    fn a_segment_that_the_release_before_wrote_down_is_read() {
+        /// The message as it was before segments had names.
+        #[derive(Clone, PartialEq, prost::Message)]
+        struct Before {
+            #[prost(uint32, tag = "1")]
+            vni: u32,
+            #[prost(uint64, tag = "2")]
+            generation: u64,
+            #[prost(fixed32, tag = "3")]
+            network: u32,
+            #[prost(uint32, tag = "4")]
+            prefix_len: u32,
+            #[prost(uint32, tag = "7")]
+            mtu: u32,
+        }
+        let before =
+            Before { vni: 7, generation: 3, network: 0x0a00_0000, prefix_len: 24, mtu: 1450 };
+        let payload = Payload::new(SEGMENT.0, SEGMENT.1, &before);
+        let (vni, read) = decode_segment(&payload, OWN).unwrap();
+        let expected = SegmentConfig { gateway: None, peers: vec![], names: None, ..segment() };
+        assert_eq!((vni, read.config), (7, expected));
+        // And the release before reads what this one writes, but for the names.
+        let now: Before = segment_payload(7, &segment()).read(SEGMENT.0, SEGMENT.1).unwrap();
+        assert_eq!(now, before);
     }
 
     #[test]

@@ -6,8 +6,9 @@ use super::counters::Tally;
 use super::frame::SPARE;
 use super::ports::Port;
 use crate::address::GATEWAY_MAC;
-use crate::answer::{arp, dhcp, icmp};
+use crate::answer::{arp, dhcp, dns, icmp};
 use crate::engine::action::{Answer, Reason};
+use crate::engine::names::Names;
 use crate::engine::view::mask;
 use crate::packet::{Frame, Payload};
 use crate::tables::lease::seconds_now;
@@ -26,6 +27,7 @@ pub fn answer(
     let outcome = match what {
         Answer::Arp => answer_arp(port, frame, out),
         Answer::Dhcp => answer_dhcp(port, frame, parsed, out),
+        Answer::Dns => answer_dns(port, frame, parsed, out),
     };
     match outcome {
         Ok(()) => tally.answered += 1,
@@ -47,7 +49,9 @@ fn answer_arp(port: &Port, frame: &[u8], out: &mut Vec<u8>) -> Result<(), Reason
     }
     let segment = &port.segment;
     let host = segment.host(asked.target_address).map(|host| host.mac);
-    let card = (asked.target_address == segment.server()).then_some(GATEWAY_MAC);
+    let own_service = asked.target_address == segment.server()
+        || segment.names_at(asked.target_address).is_some();
+    let card = own_service.then_some(GATEWAY_MAC);
     let owner = host.or(card).ok_or(Reason::UnknownDestination)?;
     arp::reply(out, &asked, owner);
     Ok(())
@@ -59,12 +63,16 @@ fn answer_dhcp(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> 
     let (Some(network), Some(address)) = (&segment.network, port.view.ipv4.first()) else {
         return Err(Reason::UnknownDestination);
     };
+    let names = network.names.as_deref();
+    let servers = names.map(Names::servers).unwrap_or_default();
     let offer = dhcp::Offer {
         mac: port.view.mac,
         address: *address,
         mask: mask(network.prefix_len),
         gateway: network.gateway,
-        dns: &network.dns,
+        dns: if network.dns.is_empty() { servers } else { &network.dns },
+        domain: names.and_then(Names::domain),
+        services: servers,
         mtu: segment.mtu,
         server: segment.server(),
         server_mac: GATEWAY_MAC,
@@ -78,6 +86,13 @@ fn answer_dhcp(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> 
         dhcp::LeaseChange::Ended => port.leases.end(*address),
     }
     if outcome.answered { Ok(()) } else { Err(Reason::UnknownDestination) }
+}
+
+fn answer_dns(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> Result<(), Reason> {
+    let Payload::Ipv4(ipv4) = &parsed.payload else { return Err(Reason::Malformed) };
+    let names = port.segment.names_at(ipv4.destination).ok_or(Reason::UnknownDestination)?;
+    let answered = dns::answer(out, frame, parsed, ipv4, names);
+    if answered { Ok(()) } else { Err(Reason::Malformed) }
 }
 
 /// Writes *fragmentation needed* behind [`SPARE`] bytes into `out`, where the guest forbade to cut the packet.

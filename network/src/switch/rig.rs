@@ -4,6 +4,7 @@ use super::counters::PortCounters;
 use super::{Command, NewPort, Switch};
 use crate::address::Mac;
 use crate::engine::flow::FlowTable;
+use crate::engine::names::Names;
 use crate::engine::view::{Network, PeerView, PortIndex, PortView, SegmentView, View};
 use crate::packet::offload::header_length;
 use crate::tables::lease::Leases;
@@ -25,6 +26,14 @@ pub fn mac(n: u8) -> Mac {
 
 pub fn address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, n)
+}
+
+/// The card's DNS server is at 100.64.0.1 and knows `one.lab.internal` as 10.0.0.1.
+fn names() -> Arc<Names> {
+    let servers = vec![Ipv4Addr::new(100, 64, 0, 1)];
+    let mut names = Names::new(servers, Some("lab.internal"), Ipv4Addr::new(10, 0, 0, 0), 24);
+    names.add("one", address(1));
+    Arc::new(names)
 }
 
 /// One pair of queues, the driver's side.
@@ -213,8 +222,12 @@ impl Rig {
     /// Tells the switch its segment anew.
     pub fn tell(&mut self, peers: &[PeerView], mtu: u16) {
         self.epoch += 1;
-        let network =
-            Network { prefix_len: 24, gateway: Some(address(254)), dns: vec![address(253)] };
+        let network = Network {
+            prefix_len: 24,
+            gateway: Some(address(254)),
+            dns: vec![address(253)],
+            names: Some(names()),
+        };
         let segment = SegmentView::new(
             VNI,
             self.epoch,

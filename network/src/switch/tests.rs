@@ -229,10 +229,13 @@ fn arp_and_dhcp_are_answered_and_nobody_else_hears_them() {
     for target in [2, 254, 99, 1] {
         rig.guests[0].send(0, &[], &arp(target), &[]);
     }
+    let mut service = arp(2);
+    service[38..42].copy_from_slice(&[100, 64, 0, 1]);
+    rig.guests[0].send(0, &[], &service, &[]);
     rig.run().unwrap();
     let got = rig.guests[0].receive(0);
     let owners: Vec<_> = got.iter().map(|(_, f)| Mac::read(&f[22..])).collect();
-    assert_eq!(owners, [mac(2), GATEWAY_MAC]);
+    assert_eq!(owners, [mac(2), GATEWAY_MAC, GATEWAY_MAC]);
 
     let mut message = vec![0u8; 244];
     message[..4].copy_from_slice(&[1, 1, 6, 0]);
@@ -255,7 +258,51 @@ fn arp_and_dhcp_are_answered_and_nobody_else_hears_them() {
 
     assert!(rig.guests[1].receive(0).is_empty());
     let sent = counters(&rig, 0);
-    assert_eq!((sent.answered, sent.unknown_destination, sent.multicast), (3, 1, 1));
+    assert_eq!((sent.answered, sent.unknown_destination, sent.multicast), (4, 1, 1));
+}
+
+#[test]
+fn names_are_answered_at_the_card_s_own_address_and_to_whoever_asks_as_himself() {
+    let mut rig = Rig::with_guests(&[(ALL, 1), (ALL, 1)]);
+    for guest in 0..2 {
+        rig.guests[guest].fill(0, 16, &[1600]);
+    }
+    let server = [100, 64, 0, 1];
+    let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03one\0\0\x01\0\x01";
+    let ask = |from: u8, to: Mac, server: [u8; 4], question: &[u8]| {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(mac(1).0, to.0)
+            .ipv4(address(from).octets(), server, 64)
+            .udp(4000, 53)
+            .write(&mut frame, question)
+            .unwrap();
+        frame
+    };
+    for frame in [
+        ask(1, GATEWAY_MAC, server, question),
+        // In another's name; to another station; to an address where nobody answers; no question.
+        ask(2, GATEWAY_MAC, server, question),
+        ask(1, mac(2), server, question),
+        ask(1, GATEWAY_MAC, [100, 64, 0, 2], question),
+        ask(1, GATEWAY_MAC, server, &[0x80; 20]),
+    ] {
+        rig.guests[0].send(0, &[], &frame, &[]);
+    }
+    rig.run().unwrap();
+    let got = rig.guests[0].receive(0);
+    assert_eq!(got.len(), 1);
+    let frame = &got[0].1;
+    let Payload::Ipv4(ipv4) = parse(frame, frame.len()).unwrap().payload else { panic!() };
+    assert!(transport_is_right(frame, &ipv4));
+    assert_eq!((ipv4.source, ipv4.destination), (server.into(), address(1)));
+    assert_eq!(ipv4.ports, [53, 4000]);
+    assert_eq!((Mac::read(frame), Mac::read(&frame[6..])), (mac(1), GATEWAY_MAC));
+    assert_eq!(&frame[42..44], &question[..2]);
+    assert_eq!(frame[frame.len() - 4..], address(1).octets());
+    assert!(rig.guests[1].receive(0).is_empty());
+    let sent = counters(&rig, 0);
+    assert_eq!((sent.answered, sent.spoofed), (1, 1));
+    assert_eq!((sent.unknown_destination, sent.malformed), (2, 1));
 }
 
 #[test]

@@ -11,5 +11,6 @@ mod hostile;
 mod namespace;
 mod overlay;
 mod server;
+mod services;
 mod survival;
 mod switching;
