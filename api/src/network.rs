@@ -7,12 +7,16 @@
 //! | `PUT /v1/ports/{id}` | [`PortAdd`] | [`PortDescription`] |
 //! | `GET /v1/ports/{id}` | | [`PortDescription`] |
 //! | `DELETE /v1/ports/{id}` | | `null` |
+//! | `GET /v1/ports/{id}/metadata` | | [`MetadataDescription`] |
+//! | `PUT /v1/ports/{id}/metadata` | [`PortMetadata`] | [`MetadataDescription`] |
 //! | `GET /v1/segments` | | `[`[`SegmentDescription`]`]` |
 //! | `GET /v1/segments/{vni}` | | [`SegmentDescription`] |
 //! | `PUT /v1/segments/{vni}` | [`SegmentConfig`] | [`SegmentDescription`] |
 //! | `DELETE /v1/segments/{vni}` | | `null` |
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -91,6 +95,64 @@ fn yes() -> bool {
     true
 }
 
+/// What the guest of a port finds at `http://100.100.100.200` and `http://169.254.169.254`. Each `PUT` replaces all of
+/// it; it goes with the port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PortMetadata {
+    /// Grows with every change; a lower one than the card has is refused.
+    pub generation: u64,
+    /// Whether a guest must get itself a token first.
+    #[serde(default)]
+    pub http_tokens: HttpTokens,
+    /// The documents by path, without a leading `/`: `latest/meta-data/instance-id`. What is below `latest` is found
+    /// below `2016-01-01` too.
+    pub documents: BTreeMap<String, Document>,
+}
+
+/// Whether a guest needs a token to read its metadata.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HttpTokens {
+    /// It may use one.
+    #[default]
+    Optional,
+    /// It gets nothing without one.
+    Required,
+}
+
+/// The content of a document.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Document {
+    /// Text as it is.
+    Text(String),
+    /// Bytes in base64, with padding.
+    Base64(String),
+}
+
+impl fmt::Debug for Document {
+    /// User data has passwords in it, and requests are logged.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Text(content) | Self::Base64(content)) = self;
+        write!(f, "Document({} bytes)", content.len())
+    }
+}
+
+/// The metadata of a port as it is now, without what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MetadataDescription {
+    /// What is in force.
+    pub generation: u64,
+    /// Whether a guest must get itself a token first.
+    pub http_tokens: HttpTokens,
+    /// How many documents there are.
+    pub documents: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
 /// A port as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -106,6 +168,9 @@ pub struct PortDescription {
     /// When the guest's DHCP lease ends, in seconds since 1970, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_until: Option<u64>,
+    /// The generation of its metadata, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<u64>,
     /// Counters since the process started.
     pub statistics: PortStatistics,
 }
@@ -130,7 +195,7 @@ pub struct PortStatistics {
     pub unknown_destination: u64,
     /// Packets of the guest dropped because they are malformed.
     pub malformed: u64,
-    /// ARP, DHCP and DNS requests answered by the card.
+    /// ARP, DHCP and DNS requests answered by the card, and packets taken for the metadata server.
     pub answered: u64,
     /// Packets of the guest dropped because they are for many: nothing is flooded.
     #[serde(default)]
@@ -147,6 +212,9 @@ pub struct PortStatistics {
     /// Packets of the guest dropped because the network between servers did not take them.
     #[serde(default)]
     pub underlay_failed: u64,
+    /// Packets of the guest dropped because it asked the card's DNS or metadata server too often.
+    #[serde(default)]
+    pub limited: u64,
     /// Flows in the port's cache now.
     #[serde(default)]
     pub flows: u64,

@@ -9,6 +9,10 @@ use crate::engine::key::Key;
 use crate::engine::names::Names;
 use crate::engine::policy::{Ingress, Packet, decide};
 use crate::engine::view::{Network, PortIndex, PortView, SegmentView};
+use crate::metadata::documents::Documents;
+use crate::metadata::stack::{LONGEST, Now, Stack};
+use crate::metadata::token::Key as TokenKey;
+use crate::metadata::{Metadata, http};
 use crate::packet::offload::Offload;
 use crate::packet::segment::Segments;
 use crate::packet::{HEAD, Payload, checksum, parse, vxlan};
@@ -117,6 +121,38 @@ pub fn dns(data: &[u8]) {
     }
 }
 
+fn metadata() -> Metadata {
+    let documents = vec![("latest/user-data".to_owned(), vec![7; 9000])];
+    let documents = Documents::new(documents).unwrap_or_default();
+    Metadata { port: "eni-1".to_owned(), documents, tokens_required: true, key: TokenKey([1; 32]) }
+}
+
+/// A request to the metadata server.
+pub fn metadata_request(data: &[u8]) {
+    if let http::Step::Answer(length, _) = http::step(data, &metadata(), 1) {
+        assert!(length > 0 && length <= data.len());
+    }
+}
+
+/// Packets to the metadata server's TCP, each behind a byte of time that passed and one of its length.
+pub fn metadata_packets(data: &[u8]) {
+    let metadata = metadata();
+    let mut now = Now { instant: std::time::Instant::now(), seconds: 1 };
+    let mut stack = Stack::new(now);
+    let mut rest = data;
+    while let [time, length, behind @ ..] = rest {
+        now.instant += std::time::Duration::from_millis(u64::from(*time) * 50);
+        let (packet, behind) = behind.split_at(behind.len().min((*length).into()));
+        stack.take(packet, &metadata, now);
+        stack.turn(&metadata, now);
+        while let Some(packet) = stack.next_packet() {
+            assert!(packet.len() <= 576);
+        }
+        assert!(stack.deadline(now).is_none_or(|deadline| deadline <= now.instant + LONGEST));
+        rest = behind;
+    }
+}
+
 /// A datagram from another server, unwrapped.
 pub fn vxlan(data: &[u8]) {
     if let Some((vni, inner)) = vxlan::decapsulate(data) {
@@ -154,6 +190,7 @@ pub fn record(data: &[u8]) {
     if let Ok(payload) = records::decode(data) {
         let _ = records::decode_port(&payload);
         let _ = records::decode_segment(&payload, None);
+        let _ = records::decode_metadata(&payload);
     }
 }
 
@@ -203,7 +240,22 @@ mod tests {
         let mut offload = vec![1, 1, 54, 0, 50, 0, 34, 0, 16, 0, 0, 0];
         offload.extend_from_slice(&tcp);
         let wrapped = [&[8, 0, 0, 0, 0, 0, 7, 0][..], &tcp].concat();
-        let seeds = vec![tcp, arp, dhcp, dns, offload, wrapped, vec![0; 5000], vec![]];
+        let http =
+            b"PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 1\r\n\r\n";
+        let mut packets = vec![9, 40];
+        packets.extend_from_slice(&tcp[14..54]);
+        let seeds = vec![
+            http.to_vec(),
+            packets,
+            tcp,
+            arp,
+            dhcp,
+            dns,
+            offload,
+            wrapped,
+            vec![0; 5000],
+            vec![],
+        ];
         let damage = prop::collection::vec((0usize..400, any::<u8>()), 0..8);
         let tail = prop::collection::vec(any::<u8>(), 0..80);
         (prop::sample::select(seeds), damage, tail, 0usize..5100).prop_map(
@@ -225,7 +277,7 @@ mod tests {
 
         #[test]
         fn every_parser_survives_anything(bytes in nearly()) {
-            for target in [frame, offload, arp, dhcp, dns, vxlan, record] {
+            for target in [frame, offload, arp, dhcp, dns, vxlan, record, metadata_request] {
                 target(&bytes);
             }
         }
@@ -235,9 +287,10 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
         #[test]
-        fn every_table_survives_anything(bytes in nearly()) {
+        fn every_table_and_connection_survives_anything(bytes in nearly()) {
             flow_table(&bytes);
             lease_table(&bytes);
+            metadata_packets(&bytes);
         }
     }
 }

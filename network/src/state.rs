@@ -38,6 +38,34 @@ pub struct PortState {
     pub deleted_at: u64,
 }
 
+/// What a port's guest reads of itself.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct MetadataState {
+    /// The port's id.
+    #[prost(string, tag = "1")]
+    pub port: String,
+    /// Grows with every change.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// Whether the guest needs a token.
+    #[prost(bool, tag = "3")]
+    pub tokens_required: bool,
+    /// The documents.
+    #[prost(message, repeated, tag = "4")]
+    pub documents: Vec<DocumentState>,
+}
+
+/// A document of a port's metadata.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct DocumentState {
+    /// Its path.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    /// Its content.
+    #[prost(bytes = "vec", tag = "2")]
+    pub bytes: Vec<u8>,
+}
+
 /// What the card knows about a segment.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct SegmentState {

@@ -14,7 +14,7 @@ use crate::packet::{self, checksum};
 use std::net::Ipv4Addr;
 
 /// Appends an Ethernet header.
-fn push_ethernet(out: &mut Vec<u8>, destination: Mac, source: Mac, kind: u16) {
+pub(crate) fn push_ethernet(out: &mut Vec<u8>, destination: Mac, source: Mac, kind: u16) {
     out.extend_from_slice(&destination.0);
     out.extend_from_slice(&source.0);
     out.extend_from_slice(&kind.to_be_bytes());

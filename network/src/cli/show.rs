@@ -1,7 +1,8 @@
 //! Answers as tables for people.
 
 use bixi_api::network::{
-    NetworkDescription, PortDescription, SegmentConfig, SegmentDescription, UnderlayStatistics,
+    HttpTokens, MetadataDescription, NetworkDescription, PortDescription, SegmentConfig,
+    SegmentDescription, UnderlayStatistics,
 };
 use std::fmt::Write;
 
@@ -83,6 +84,7 @@ pub(super) fn port(port: &PortDescription) -> String {
         ("queue pairs", add.queue_pairs.to_string()),
         ("sealed memory", if add.require_sealed { "required" } else { "not required" }.to_owned()),
         ("lease until", or_dash(port.lease_until)),
+        ("metadata", or_dash(port.metadata.map(|generation| format!("generation {generation}")))),
         ("last fault", or_dash(port.last_fault.as_ref())),
     ]);
     text.push_str(&lines(&[
@@ -98,11 +100,24 @@ pub(super) fn port(port: &PortDescription) -> String {
         ("other protocol", seen.other_protocol.to_string()),
         ("too big", seen.too_big.to_string()),
         ("underlay failed", seen.underlay_failed.to_string()),
+        ("limited", seen.limited.to_string()),
         ("flows", seen.flows.to_string()),
         ("evicted flows", seen.evicted_flows.to_string()),
         ("torn records", seen.torn_records.to_string()),
     ]));
     text
+}
+
+pub(super) fn metadata(metadata: &MetadataDescription) -> String {
+    let tokens = match metadata.http_tokens {
+        HttpTokens::Optional => "optional",
+        HttpTokens::Required => "required",
+    };
+    lines(&[
+        ("generation", metadata.generation.to_string()),
+        ("tokens", tokens.to_owned()),
+        ("documents", format!("{} ({} bytes)", metadata.documents, metadata.bytes)),
+    ])
 }
 
 pub(super) fn segments(segments: &[SegmentDescription]) -> String {

@@ -26,6 +26,8 @@ pub enum Answer {
     Dhcp,
     /// DNS.
     Dns,
+    /// The metadata server.
+    Metadata,
 }
 
 /// Why a frame is dropped; each is a counter.
@@ -48,11 +50,13 @@ pub enum Reason {
     TooBig = 6,
     /// It goes to another server, and the underlay could not take it.
     Underlay = 7,
+    /// It asks the card's DNS or metadata server, too often.
+    Limited = 8,
 }
 
 impl Reason {
     /// How many reasons there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     /// All of them, in order.
     pub const ALL: [Self; Self::COUNT] = [
@@ -64,6 +68,7 @@ impl Reason {
         Self::OtherProtocol,
         Self::TooBig,
         Self::Underlay,
+        Self::Limited,
     ];
 }
 

@@ -15,6 +15,7 @@ use super::action::{Action, Answer, Reason};
 use super::view::{Place, PortView, SegmentView};
 use crate::address::GATEWAY_MAC;
 use crate::answer::{dhcp, dns};
+use crate::metadata;
 use crate::packet::{Frame, Ipv4, Payload};
 
 /// Where a frame came from.
@@ -76,6 +77,9 @@ fn services(packet: &Packet<'_>) -> Option<Action> {
         Payload::Arp => Some(Action::Answer(Answer::Arp)),
         Payload::Ipv4(ipv4) if dhcp::is_request(ipv4) => Some(Action::Answer(Answer::Dhcp)),
         Payload::Ipv4(ipv4) if asks_for_name(packet, ipv4) => Some(Action::Answer(Answer::Dns)),
+        Payload::Ipv4(ipv4) if asks_for_metadata(packet, ipv4) => {
+            Some(Action::Answer(Answer::Metadata))
+        }
         _ => carried(packet),
     }
 }
@@ -85,6 +89,11 @@ fn asks_for_name(packet: &Packet<'_>, ipv4: &Ipv4) -> bool {
     dns::is_request(ipv4)
         && packet.frame.destination == GATEWAY_MAC
         && packet.segment.names_at(ipv4.destination).is_some()
+}
+
+/// Whether a packet is for the metadata server, which is at the same place in every segment.
+fn asks_for_metadata(packet: &Packet<'_>, ipv4: &Ipv4) -> bool {
+    metadata::is_request(ipv4) && packet.frame.destination == GATEWAY_MAC
 }
 
 /// Only IPv4 for one host goes anywhere.

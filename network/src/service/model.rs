@@ -13,7 +13,9 @@ use super::records;
 use super::rules::{self, Parts, Wrong};
 use crate::address::Mac;
 use crate::engine::view::{Network, PortView, SegmentView};
-use bixi_api::network::{PortAdd, SegmentConfig};
+use crate::metadata;
+use crate::metadata::documents::Documents;
+use bixi_api::network::{HttpTokens, MetadataDescription, PortAdd, PortMetadata, SegmentConfig};
 use bixi_api::state::{Declared, Movable};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -47,6 +49,30 @@ pub struct WantedSegment {
     pub parts: Parts,
 }
 
+/// The metadata of a port as it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedMetadata {
+    /// Grows with every change.
+    pub generation: u64,
+    /// Whether the guest needs a token.
+    pub tokens_required: bool,
+    /// The documents.
+    pub documents: Documents,
+}
+
+impl WantedMetadata {
+    /// Its outside.
+    pub fn describe(&self) -> MetadataDescription {
+        let tokens = if self.tokens_required { HttpTokens::Required } else { HttpTokens::Optional };
+        MetadataDescription {
+            generation: self.generation,
+            http_tokens: tokens,
+            documents: self.documents.iter().count(),
+            bytes: self.documents.iter().map(|(_, bytes)| bytes.len()).sum(),
+        }
+    }
+}
+
 /// A deleted port of which the epoch is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deleted {
@@ -63,6 +89,8 @@ pub struct Model {
     pub ports: BTreeMap<String, WantedPort>,
     /// Segments by VXLAN network identifier.
     pub segments: BTreeMap<u32, WantedSegment>,
+    /// Metadata by the id of its port.
+    pub metadata: BTreeMap<String, WantedMetadata>,
     /// Deleted ports by id.
     pub deleted: BTreeMap<String, Deleted>,
     /// This process's tunnel end point.
@@ -113,6 +141,21 @@ pub struct PortRecord<'a> {
 impl Movable for PortRecord<'_> {
     fn declare(&self) -> Declared {
         Declared::State(records::port_payload(self.id, self.port))
+    }
+}
+
+/// The metadata of a port, as it is written down and moves.
+#[derive(Debug, Clone, Copy)]
+pub struct MetadataRecord<'a> {
+    /// The port's id.
+    pub id: &'a str,
+    /// What was told.
+    pub metadata: &'a WantedMetadata,
+}
+
+impl Movable for MetadataRecord<'_> {
+    fn declare(&self) -> Declared {
+        Declared::State(records::metadata_payload(self.id, self.metadata))
     }
 }
 
@@ -178,12 +221,49 @@ impl Model {
             }
         }
         let segment = self.segments.get(&add.segment);
-        let mut own = segment.into_iter().flat_map(|segment| card_addresses(&segment.config));
+        let own = segment.into_iter().flat_map(|segment| card_addresses(&segment.config));
+        let mut own = own.chain(metadata::ADDRESSES);
         if let Some(taken) = own.find(|own| add.ipv4.contains(own)) {
             let message = format!("{taken} is the card's own in segment {}.", add.segment);
             return Err(conflict("AddressInUse", message, "Choose another address."));
         }
         Ok(())
+    }
+
+    /// Whether the metadata of port `id`, which is there, may be as told, and what that would change.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_metadata(
+        &self,
+        id: &str,
+        told: &PortMetadata,
+    ) -> Result<(Change, WantedMetadata), Refused> {
+        let documents = Documents::decode(&told.documents)
+            .map_err(|message| Refused::from(("BadMetadata", message)))?;
+        let tokens_required = told.http_tokens == HttpTokens::Required;
+        let wanted = WantedMetadata { generation: told.generation, tokens_required, documents };
+        let change = match self.metadata.get(id) {
+            None => Change::Make,
+            Some(known) if *known == wanted => Change::None,
+            Some(known) if known.generation > told.generation => {
+                let (has, asked) = (known.generation, told.generation);
+                let message =
+                    format!("the metadata of {id} is at generation {has}; {asked} is older.");
+                return Err(conflict(
+                    "StaleGeneration",
+                    message,
+                    "Ask whoever places the instance.",
+                ));
+            }
+            Some(known) if known.generation == told.generation => {
+                let message =
+                    format!("the metadata of {id} is otherwise at generation {}.", told.generation);
+                return Err(conflict("MetadataExists", message, "Give a higher generation."));
+            }
+            Some(_) => Change::Replace,
+        };
+        Ok((change, wanted))
     }
 
     /// Whether segment `vni` may be as asked, and what that would change.

@@ -10,6 +10,7 @@ use crate::answer::{arp, dhcp, dns, icmp};
 use crate::engine::action::{Answer, Reason};
 use crate::engine::names::Names;
 use crate::engine::view::mask;
+use crate::metadata::ADDRESSES;
 use crate::packet::{Frame, Payload};
 use crate::tables::lease::seconds_now;
 
@@ -28,6 +29,8 @@ pub fn answer(
         Answer::Arp => answer_arp(port, frame, out),
         Answer::Dhcp => answer_dhcp(port, frame, parsed, out),
         Answer::Dns => answer_dns(port, frame, parsed, out),
+        // It keeps connections, and has its own way back to the guest.
+        Answer::Metadata => Err(Reason::UnknownDestination),
     };
     match outcome {
         Ok(()) => tally.answered += 1,
@@ -50,7 +53,8 @@ fn answer_arp(port: &Port, frame: &[u8], out: &mut Vec<u8>) -> Result<(), Reason
     let segment = &port.segment;
     let host = segment.host(asked.target_address).map(|host| host.mac);
     let own_service = asked.target_address == segment.server()
-        || segment.names_at(asked.target_address).is_some();
+        || segment.names_at(asked.target_address).is_some()
+        || (port.metadata.is_some() && ADDRESSES.contains(&asked.target_address));
     let card = own_service.then_some(GATEWAY_MAC);
     let owner = host.or(card).ok_or(Reason::UnknownDestination)?;
     arp::reply(out, &asked, owner);
@@ -65,6 +69,7 @@ fn answer_dhcp(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> 
     };
     let names = network.names.as_deref();
     let servers = names.map(Names::servers).unwrap_or_default();
+    let metadata = if port.metadata.is_some() { &ADDRESSES[..] } else { &[] };
     let offer = dhcp::Offer {
         mac: port.view.mac,
         address: *address,
@@ -72,7 +77,7 @@ fn answer_dhcp(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> 
         gateway: network.gateway,
         dns: if network.dns.is_empty() { servers } else { &network.dns },
         domain: names.and_then(Names::domain),
-        services: servers,
+        services: &[servers, metadata].concat(),
         mtu: segment.mtu,
         server: segment.server(),
         server_mac: GATEWAY_MAC,

@@ -14,3 +14,4 @@ mod server;
 mod services;
 mod survival;
 mod switching;
+mod tap;

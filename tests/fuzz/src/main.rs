@@ -25,6 +25,8 @@ const TARGETS: &[(&str, Target)] = &[
     ("network-arp", bixi_network::fuzz::arp),
     ("network-dhcp", bixi_network::fuzz::dhcp),
     ("network-dns", bixi_network::fuzz::dns),
+    ("network-metadata-request", bixi_network::fuzz::metadata_request),
+    ("network-metadata-packets", bixi_network::fuzz::metadata_packets),
     ("network-vxlan", bixi_network::fuzz::vxlan),
     ("network-record", bixi_network::fuzz::record),
 ];
