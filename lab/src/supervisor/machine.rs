@@ -2,10 +2,10 @@
 
 use super::network::tap;
 use crate::error::{Attempt, Result};
-use crate::host;
 use crate::plan::{Plan, UNDERLAY_MTU, octet};
 use crate::socket;
-use crate::tree::make_ext4;
+use bixi_image::host;
+use bixi_image::tree::make_ext4;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
 use std::io::{Read, Write};

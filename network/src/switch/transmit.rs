@@ -6,8 +6,8 @@ use super::counters::{Refused, Tally};
 use super::frame::{LONGEST, Outgoing, Rest, SPARE};
 use super::ports::{Attached, Port, Ports};
 use super::receive::{Received, Receiver};
-use super::{Switch, Work, answers, software};
-use crate::engine::action::Reason;
+use super::{Switch, Work, answers, metadata, software};
+use crate::engine::action::{Answer, Reason};
 use crate::engine::policy::Ingress;
 use crate::engine::view::PortIndex;
 use crate::packet::offload::{Offload, header_length};
@@ -248,7 +248,7 @@ fn give_all(
 
 /// Counts what a guest received, and notes what its driver did wrong.
 #[inline]
-fn received(
+pub(super) fn received(
     ports: &mut Ports,
     work: &mut Work,
     slot: QueueSlot,
@@ -293,11 +293,19 @@ fn answer(
     tally: &mut Tally,
 ) {
     let (fate, parsed) = (burst.fate(index), burst.frame(index));
-    let (Some(port), Some(parsed)) = (ports.port(from), parsed) else { return };
+    let (Some(port), Some(parsed)) = (ports.port_mut(from), parsed) else { return };
+    if matches!(fate, Fate::Answer(Answer::Dns | Answer::Metadata)) && !port.limit.allows(work.now)
+    {
+        return tally.drop(Reason::Limited);
+    }
     let head = burst.head(index);
     let rest = chains.rest(index, head.len() - SPARE);
+    Outgoing { head, rest }.stage(&mut work.staged);
+    if fate == Fate::Answer(Answer::Metadata) {
+        return metadata::ask(ports, work, from, &parsed, tally);
+    }
+    let Some(port) = ports.port(from) else { return };
     let Work { staged, answer, .. } = work;
-    Outgoing { head, rest }.stage(staged);
     let frame = &staged[SPARE..];
     let answered = match fate {
         Fate::Answer(what) => answers::answer(port, what, frame, &parsed, answer, tally),
