@@ -7,7 +7,7 @@ use super::counters::Tally;
 use super::frame::{Outgoing, Rest, SPARE};
 use super::ports::{Attached, Ports};
 use super::receive::Receiver;
-use super::transmit::received;
+use super::transmit::{call_drivers, received};
 use super::{Switch, Work};
 use crate::address::GATEWAY_MAC;
 use crate::answer::push_ethernet;
@@ -97,6 +97,7 @@ impl Switch {
             }
             give(ports, work, *index, now);
         }
+        call_drivers(ports, work);
         due.len()
     }
 }

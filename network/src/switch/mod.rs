@@ -220,6 +220,10 @@ impl WorkerService for Switch {
     }
 
     fn poll(&mut self, outbox: &mut Outbox<()>) -> usize {
+        debug_assert!(
+            self.work.revealed.is_empty(),
+            "a driver was not asked whether it wants a call"
+        );
         self.work.look_at_clock();
         let done = self.receive_from_underlay() + self.turn_metadata();
         self.tell_faults(outbox);

@@ -134,7 +134,7 @@ impl Switch {
 
 /// Calls the drivers that want it, of the queues to which something was revealed: one fence for all of them.
 #[inline]
-fn call_drivers(ports: &mut Ports, work: &mut Work) {
+pub(super) fn call_drivers(ports: &mut Ports, work: &mut Work) {
     fence_before_calls();
     for slot in work.revealed.drain(..) {
         if let Some(Attached { queue, .. }) = ports.attached(slot)
