@@ -35,7 +35,7 @@ mod terminal;
 mod wire;
 
 pub use agent::serve as serve_agent;
-pub use bixi_image::host::{Needed, ensure_programs, install, say, set_quiet};
+pub use bixi_image::host::{Needed, install, say, set_quiet};
 pub use console::Console;
 pub use error::{Error, Result};
 pub use forward::Forward;
@@ -49,3 +49,11 @@ pub use server::{Command, Hello, Server};
 pub use server_image::Contents;
 pub use supervisor::{enter as enter_rack, supervise as supervise_rack};
 pub use wire::Ended;
+
+/// Installs the packages of those programs that are missing, and says which.
+///
+/// # Errors
+/// When `apt-get` is not there or fails; the error names the packages.
+pub fn ensure_programs(needed: &[Needed]) -> Result<()> {
+    Ok(bixi_image::host::ensure_programs(needed)?)
+}
