@@ -5,7 +5,8 @@
 //! thread's list therefore contains the vCPUs' list ([`Kind::allowed`] sees to it). A call outside the list kills the
 //! process; there is no handler that a guest could play with.
 //!
-//! Invariant: no allowed call is unused. The agent's tests trace a VM through its life and compare.
+//! Invariant: no allowed call is unused. The agent's tests trace a VM through its life and compare; of [`RARE`] calls,
+//! which no test can bring about at will, each has its reason here.
 //!
 //! Called by the driver for the main thread and by `vcpu::thread` for the others.
 
@@ -47,7 +48,6 @@ static MODE: OnceLock<Mode> = OnceLock::new();
 const VCPU: &[(i64, &str)] = &[
     (libc::SYS_exit, "exit"),
     (libc::SYS_futex, "futex"),
-    (libc::SYS_gettid, "gettid"),
     (libc::SYS_ioctl, "ioctl"),
     (libc::SYS_madvise, "madvise"),
     (libc::SYS_mmap, "mmap"),
@@ -55,7 +55,7 @@ const VCPU: &[(i64, &str)] = &[
     (libc::SYS_munmap, "munmap"),
     (libc::SYS_rt_sigprocmask, "rt_sigprocmask"),
     (libc::SYS_rt_sigreturn, "rt_sigreturn"),
-    (libc::SYS_sched_getaffinity, "sched_getaffinity"),
+    (libc::SYS_sched_yield, "sched_yield"),
     (libc::SYS_sigaltstack, "sigaltstack"),
     (libc::SYS_write, "write"),
 ];
@@ -74,22 +74,22 @@ const MAIN: &[(i64, &str)] = &[
     (libc::SYS_exit_group, "exit_group"),
     (libc::SYS_fcntl, "fcntl"),
     (libc::SYS_fstat, "fstat"),
-    (libc::SYS_ftruncate, "ftruncate"),
     (libc::SYS_getpid, "getpid"),
     (libc::SYS_getrandom, "getrandom"),
+    (libc::SYS_gettid, "gettid"),
     (libc::SYS_lseek, "lseek"),
-    (libc::SYS_memfd_create, "memfd_create"),
-    (libc::SYS_newfstatat, "newfstatat"),
+    (libc::SYS_mremap, "mremap"),
     (libc::SYS_openat, "openat"),
     (libc::SYS_ppoll, "ppoll"),
     (libc::SYS_prctl, "prctl"),
     (libc::SYS_pread64, "pread64"),
-    (libc::SYS_prlimit64, "prlimit64"),
     (libc::SYS_read, "read"),
     (libc::SYS_recvfrom, "recvfrom"),
     (libc::SYS_recvmsg, "recvmsg"),
     (libc::SYS_rseq, "rseq"),
     (libc::SYS_rt_sigaction, "rt_sigaction"),
+    (libc::SYS_sched_getaffinity, "sched_getaffinity"),
+    (libc::SYS_seccomp, "seccomp"),
     (libc::SYS_sendmsg, "sendmsg"),
     (libc::SYS_set_robust_list, "set_robust_list"),
     (libc::SYS_shutdown, "shutdown"),
@@ -99,6 +99,15 @@ const MAIN: &[(i64, &str)] = &[
     (libc::SYS_tgkill, "tgkill"),
     (libc::SYS_unlink, "unlink"),
     (libc::SYS_writev, "writev"),
+];
+
+/// Calls that a life may do without, and why they are allowed: without a warning they would kill a VM one day.
+pub const RARE: &[(&str, &str)] = &[
+    ("getrandom", "the entropy device, once a guest's driver asks it"),
+    ("mmap", "a vCPU thread's allocator, when it grows"),
+    ("mprotect", "a vCPU thread's allocator, when it grows"),
+    ("mremap", "a large buffer that grows"),
+    ("sched_yield", "a channel that two threads use in the same instant"),
 ];
 
 impl Kind {
@@ -111,7 +120,8 @@ impl Kind {
         VCPU.iter().chain(more).copied()
     }
 
-    /// The filter. Of `ioctl` only KVM's calls pass, and for the main thread `FIONBIO`; of `prctl` a thread's name.
+    /// The filter. Of `ioctl` only KVM's calls pass, and for the main thread `FIONBIO`; of `prctl` what a
+    /// new thread needs before its own filter.
     fn program(self, otherwise: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
             self.allowed().map(|(number, _)| (number, Vec::new())).collect();
@@ -123,8 +133,9 @@ impl Kind {
         let mut requests = vec![only(1, SeccompCmpOp::MaskedEq(0xff00), 0xae00)?];
         if self == Self::Main {
             requests.push(only(1, SeccompCmpOp::Eq, libc::FIONBIO)?);
-            let names = vec![only(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?];
-            rules.insert(libc::SYS_prctl, names);
+            let options = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
+            let options = options.map(|option| only(0, SeccompCmpOp::Eq, option as u64));
+            rules.insert(libc::SYS_prctl, options.into_iter().collect::<Result<_, _>>()?);
         }
         rules.insert(libc::SYS_ioctl, requests);
         let arch = TargetArch::try_from(std::env::consts::ARCH)?;

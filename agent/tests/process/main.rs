@@ -8,3 +8,4 @@ mod guest;
 mod jail;
 mod life;
 mod rig;
+mod seccomp;

@@ -118,7 +118,7 @@ impl Rig {
             let log = log.to_string_lossy();
             // The child that waits in a jail is this program too, and no agent.
             let own = line.contains(&folder) || log.starts_with(&folder);
-            if own && !line.contains("jail\0") {
+            if own && !line.contains("\0jail\0") {
                 found.push(pid);
             }
         }
