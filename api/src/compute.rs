@@ -9,6 +9,7 @@
 use crate::file::FileSource;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// A VM, whole: what `bixi-vmm --config` reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,35 @@ pub struct VmConfig {
     /// Whether the vCPUs run as soon as the VM is built; otherwise they wait for `start`.
     #[serde(default = "yes")]
     pub autostart: bool,
+    /// The host's files that the process uses.
+    #[serde(default)]
+    pub host: HostFiles,
+}
+
+/// Files of the host's kernel that the VMM uses; a jail has no path to them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct HostFiles {
+    /// KVM.
+    #[serde(default = "default_kvm")]
+    pub kvm: FileSource,
+    /// Where the process reads how much memory it uses.
+    #[serde(default = "default_status")]
+    pub status: FileSource,
+}
+
+impl Default for HostFiles {
+    fn default() -> Self {
+        Self { kvm: default_kvm(), status: default_status() }
+    }
+}
+
+fn default_kvm() -> FileSource {
+    FileSource::Path(PathBuf::from("/dev/kvm"))
+}
+
+fn default_status() -> FileSource {
+    FileSource::Path(PathBuf::from("/proc/self/status"))
 }
 
 fn default_board() -> String {

@@ -4,9 +4,12 @@ use crate::config::{self, Checked};
 use crate::driver;
 use crate::failure::{CODES, Failure};
 use crate::inherited;
+use crate::jail::Jail;
+use crate::seccomp::{self, Mode};
 use bixi_api::client::ControlClient;
 use bixi_api::compute::{VmDescription, VmStatistics};
-use bixi_offload::log_sink::{LogFlush, LogSink};
+use bixi_api::file::FileSource;
+use bixi_offload::log_sink::{LogSink, LogWriter};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -26,15 +29,21 @@ pub struct Arguments {
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// The VM's configuration, as JSON
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    /// The VM's configuration, as JSON: a path, or `fd:N` for an inherited descriptor
+    #[arg(long, value_name = "FILE", value_parser = source)]
+    config: Option<FileSource>,
     /// Check the configuration and do nothing
     #[arg(long, requires = "config")]
     check: bool,
     /// Log to standard error from this level on
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log: Level,
+    /// What happens at a system call that a VM has no use for
+    #[arg(long, value_name = "WHAT", default_value = "kill")]
+    seccomp: Mode,
+    /// Leave for an empty root first and become a user of its own; for the agent, which prepares that root
+    #[arg(long, value_name = "ROOT:UID")]
+    jail: Option<Jail>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -99,13 +108,16 @@ impl Arguments {
             (Some(Command::Ctl { socket, request, output }), _) => {
                 runtime()?.block_on(ask(&ControlClient::new(socket), request, output))
             }
-            (None, RunArguments { config: Some(path), check, log }) => {
-                let _flush = start_logging(log)?;
-                let checked = config::read(&path)?;
-                if check {
-                    return Ok(print(&format!("{}: the configuration is good\n", path.display()))?);
+            (None, RunArguments { config: Some(source), check, log, seccomp, jail }) => {
+                if let Some(jail) = jail {
+                    jail.enter()?;
                 }
-                run_vm(checked)
+                let writer = start_logging(log);
+                let checked = config::read(&source)?;
+                if check {
+                    return Ok(print(&format!("{source}: the configuration is good\n"))?);
+                }
+                run_vm(checked, seccomp, writer)
             }
             (None, RunArguments { config: None, .. }) => {
                 let mut command = <Self as clap::CommandFactory>::command();
@@ -116,11 +128,20 @@ impl Arguments {
     }
 }
 
-fn run_vm(checked: Checked) -> Result<(), Failure> {
+fn source(text: &str) -> Result<FileSource, String> {
+    match text.strip_prefix("fd:") {
+        Some(number) => number.parse().map(FileSource::Fd).map_err(|_| "expected fd:N".to_owned()),
+        None => Ok(FileSource::Path(text.into())),
+    }
+}
+
+fn run_vm(checked: Checked, mode: Mode, mut log: LogWriter) -> Result<(), Failure> {
     raise_descriptor_limit();
+    seccomp::choose(mode);
     let runtime = runtime()?;
     // Device tasks are spawned by constructors that expect a runtime around them.
-    Ok(runtime.block_on(driver::run(checked))?)
+    // The log's thread begins when the process is confined, so that it is too.
+    Ok(runtime.block_on(driver::run(checked, || log.start()))?)
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
@@ -137,7 +158,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn start_logging(level: Level) -> io::Result<LogFlush> {
+fn start_logging(level: Level) -> LogWriter {
     let level = match level {
         Level::Off => LevelFilter::OFF,
         Level::Error => LevelFilter::ERROR,
@@ -147,13 +168,13 @@ fn start_logging(level: Level) -> io::Result<LogFlush> {
         Level::Trace => LevelFilter::TRACE,
     };
     let terminal = rustix::termios::isatty(io::stderr());
-    let (sink, flush) = LogSink::to_stderr()?;
+    let (sink, writer) = LogSink::to_stderr();
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(terminal)
         .with_writer(move || sink.clone())
         .init();
-    Ok(flush)
+    writer
 }
 
 async fn ask(client: &ControlClient, request: Ask, format: Format) -> Result<(), Failure> {

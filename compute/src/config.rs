@@ -3,6 +3,7 @@
 //! Everything that can be known without touching the host is checked here, before anything is built, so that `--check`
 //! says the same as a start would. Each refusal names the field, its value and what to do.
 
+use crate::boot::files::duplicate;
 use crate::boot::layout::CMDLINE_SIZE;
 use crate::inherited;
 use crate::memory::{HIGH_START, LOW_END};
@@ -83,16 +84,22 @@ pub struct Checked {
     pub plan: AddressPlan,
 }
 
-/// Reads and checks the configuration at `path`.
+/// Reads and checks the configuration at `source`.
 ///
 /// # Errors
 /// See [`ConfigError`].
-pub fn read(path: &Path) -> Result<Checked, ConfigError> {
+pub fn read(source: &FileSource) -> Result<Checked, ConfigError> {
+    let named = PathBuf::from(source.to_string());
+    let path = named.as_path();
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => ConfigError::Missing(path.to_owned()),
         _ => ConfigError::Read { path: path.to_owned(), source },
     };
-    let file = std::fs::File::open(path).map_err(failed)?;
+    let file = match source {
+        FileSource::Path(path) => std::fs::File::open(path),
+        FileSource::Fd(fd) => duplicate(*fd),
+    };
+    let file = file.map_err(failed)?;
     let mut text = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, FILE_LIMIT), &mut text).map_err(failed)?;
     parse(&text, path).and_then(check)
@@ -131,6 +138,9 @@ pub fn check(mut config: VmConfig) -> Result<Checked, ConfigError> {
     }
     if let Some(source) = &config.control {
         once.file("control".to_owned(), source)?;
+    }
+    for (field, source) in [("host.kvm", &config.host.kvm), ("host.status", &config.host.status)] {
+        once.file(field.to_owned(), source)?;
     }
     let plan = plan(&config)?;
     for (disk, path) in config.disks.iter_mut().zip(&plan.disks) {

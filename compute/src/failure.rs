@@ -9,6 +9,7 @@ use crate::config::ConfigError;
 use crate::console::ConsoleError;
 use crate::driver::DriverError;
 use crate::driver::build::BuildError;
+use crate::jail::JailError;
 use crate::memory::MemoryError;
 use crate::virtio::vhost_user::ConnectError;
 use bixi_api::client::ClientError;
@@ -44,6 +45,9 @@ pub enum Failure {
     /// The control socket did not do what was asked.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The jail that it was to enter is not as it should be.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The process cannot work at all.
     #[error("cannot start")]
     System(#[from] std::io::Error),
@@ -59,7 +63,7 @@ impl Failure {
             Self::Driver(error) => driver_code(error),
             Self::Client(ClientError::Refused(_)) => 10,
             Self::Client(_) => 9,
-            Self::System(_) => 1,
+            Self::Jail(_) | Self::System(_) => 1,
         }
     }
 
@@ -88,7 +92,7 @@ fn driver_code(error: &DriverError) -> u8 {
         }
         DriverError::Console(ConsoleError::Open { .. }) => 3,
         DriverError::Guest { .. } => 8,
-        DriverError::Runtime(_) | DriverError::Reset(_) => 1,
+        DriverError::Confine(_) | DriverError::Runtime(_) | DriverError::Reset(_) => 1,
     }
 }
 

@@ -22,6 +22,7 @@ pub mod failure;
 pub mod fuzz;
 pub mod inherited;
 pub mod interrupts;
+pub mod jail;
 pub mod kvm;
 pub mod log_limit;
 pub mod machine;
@@ -29,5 +30,6 @@ pub mod memory;
 #[doc(hidden)]
 pub mod microguest;
 pub mod pci;
+pub mod seccomp;
 pub mod vcpu;
 pub mod virtio;

@@ -2,8 +2,8 @@
 //!
 //! A service brings an axum [`Router`] whose handlers only enqueue to the process's driver; this module owns the
 //! socket and the way refusals look. Invariants: every answer that is not 2xx carries the envelope of
-//! `bixi_api::error`; a body is at most [`BODY_LIMIT`] bytes; the socket file has mode 0600 and is removed when the
-//! server ends, unless another process has put its own there meanwhile.
+//! `bixi_api::error`; a body is at most [`BODY_LIMIT`] bytes; the socket file has mode 0600 (0660 in a set-group-ID
+//! directory, whose group may connect) and is removed when the server ends, unless another process has put its own there meanwhile.
 //!
 //! Called by the `main.rs` of `bixi-storage`, `bixi-network` and `bixi-vmm`.
 
@@ -97,6 +97,12 @@ fn lives(stream: &StdStream) -> bool {
     !matches!(state, Some('Z' | 'X'))
 }
 
+/// Whether the directory of `path` passes its group on to what is made in it: the sign that its group may connect.
+fn has_shared_group(path: &Path) -> bool {
+    let directory = path.parent().and_then(|parent| std::fs::metadata(parent).ok());
+    directory.is_some_and(|meta| meta.mode() & 0o2000 != 0)
+}
+
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
@@ -117,7 +123,7 @@ impl Listener {
     /// Listens at `path`, replacing the socket file of a dead process.
     ///
     /// The new socket is made beside the old one and renamed over it, so that whoever connects at that instant finds
-    /// either; it can be reached only by its owner.
+    /// either; it can be reached only by its owner, and by its directory's group if that directory is set-group-ID.
     ///
     /// # Errors
     /// See [`ListenError`].
@@ -139,7 +145,8 @@ impl Listener {
         let fresh = PathBuf::from(fresh);
         let _ = std::fs::remove_file(&fresh);
         let socket = StdListener::bind(&fresh).map_err(fail)?;
-        let ready = std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))
+        let mode = if has_shared_group(path) { 0o660 } else { 0o600 };
+        let ready = std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(mode))
             .and_then(|()| std::fs::rename(&fresh, path))
             .and_then(|()| identity(path));
         match ready {

@@ -32,28 +32,38 @@ pub struct LogSink {
     dropped: Arc<AtomicU64>,
 }
 
-/// Waits, when it is dropped, for the last lines to be written, though not for ever.
+/// The end of the queue at which lines are written; until [`LogWriter::start`] they wait. When it is dropped it waits for
+/// the last ones to be written, though not for ever.
 #[derive(Debug)]
-pub struct LogFlush(LogSink);
+pub struct LogWriter<W: Write + Send + 'static = io::Stderr> {
+    sink: LogSink,
+    /// What the thread will have.
+    waiting: Option<(Receiver<Item>, W)>,
+}
 
 impl LogSink {
-    /// Starts to write to standard error. Keep the second value as long as the process is to log.
-    ///
-    /// # Errors
-    /// No thread can be started.
-    pub fn to_stderr() -> io::Result<(Self, LogFlush)> {
+    /// A log that is written to standard error. Keep the second value as long as the process is to log.
+    pub fn to_stderr() -> (Self, LogWriter) {
         Self::to(io::stderr())
     }
 
-    fn to(out: impl Write + Send + 'static) -> io::Result<(Self, LogFlush)> {
+    fn to<W: Write + Send>(out: W) -> (Self, LogWriter<W>) {
         let (queue, lines) = sync_channel(QUEUE);
-        let dropped = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&dropped);
-        std::thread::Builder::new()
-            .name(THREAD.to_owned())
-            .spawn(move || write_lines(&lines, &counter, out))?;
-        let sink = Self { queue, dropped };
-        Ok((sink.clone(), LogFlush(sink)))
+        let sink = Self { queue, dropped: Arc::default() };
+        (sink.clone(), LogWriter { sink, waiting: Some((lines, out)) })
+    }
+}
+
+impl<W: Write + Send> LogWriter<W> {
+    /// Starts the thread, which has the confinement of the one that calls.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(&mut self) -> io::Result<()> {
+        let Some((lines, out)) = self.waiting.take() else { return Ok(()) };
+        let dropped = Arc::clone(&self.sink.dropped);
+        let thread = std::thread::Builder::new().name(THREAD.to_owned());
+        thread.spawn(move || write_lines(&lines, &dropped, out)).map(drop)
     }
 }
 
@@ -70,12 +80,16 @@ impl Write for LogSink {
     }
 }
 
-impl Drop for LogFlush {
+impl<W: Write + Send> Drop for LogWriter<W> {
     fn drop(&mut self) {
+        // What was said by a process that ends before it had a thread for it.
+        if let Some((lines, out)) = &mut self.waiting {
+            return lines.try_iter().for_each(|item| write(item, out));
+        }
         let deadline = Instant::now() + PATIENCE;
         let (answer, answered) = sync_channel(1);
         let mut item = Item::Flush(answer);
-        while let Err(TrySendError::Full(again)) = self.0.queue.try_send(item) {
+        while let Err(TrySendError::Full(again)) = self.sink.queue.try_send(item) {
             if Instant::now() >= deadline {
                 return;
             }
@@ -88,13 +102,17 @@ impl Drop for LogFlush {
     }
 }
 
+/// A log that cannot be written has nobody left to tell.
+fn write(item: Item, out: &mut impl Write) {
+    match item {
+        Item::Line(line) => drop(out.write_all(&line)),
+        Item::Flush(answer) => drop(answer.send(())),
+    }
+}
+
 fn write_lines(lines: &Receiver<Item>, dropped: &AtomicU64, mut out: impl Write) {
     while let Ok(item) = lines.recv() {
-        // A log that cannot be written has nobody left to tell.
-        match item {
-            Item::Line(line) => drop(out.write_all(&line)),
-            Item::Flush(answer) => drop(answer.send(())),
-        }
+        write(item, &mut out);
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let _ = writeln!(out, "{lost} lines were dropped: nobody read the log in time");
@@ -110,14 +128,15 @@ mod tests {
     #[test]
     fn a_log_that_nobody_reads_holds_nobody_up_and_says_what_it_lost() {
         let (read, write) = io::pipe().unwrap();
-        let (mut sink, flush) = LogSink::to(write).unwrap();
+        let (mut sink, mut writer) = LogSink::to(write);
+        writer.start().unwrap();
         // More than a pipe and the queue hold.
         let line = [b'x'; 1023];
         for _ in 0..QUEUE + 200 {
             sink.write_all(&line).unwrap();
             sink.write_all(b"\n").unwrap();
         }
-        drop(flush);
+        drop(writer);
         let mut said = BufReader::new(read).lines().map_while(Result::ok);
         let lost = said.find(|line| line.ends_with("nobody read the log in time"));
         assert!(lost.is_some_and(|text| !text.starts_with('0')));
@@ -125,12 +144,17 @@ mod tests {
 
     #[test]
     fn the_last_line_is_written_before_the_end() {
-        let (mut read, write) = io::pipe().unwrap();
-        let (mut sink, flush) = LogSink::to(write).unwrap();
-        sink.write_all(b"the end\n").unwrap();
-        drop(flush);
-        let mut said = [0; 8];
-        read.read_exact(&mut said).unwrap();
-        assert_eq!(&said, b"the end\n");
+        for started in [true, false] {
+            let (mut read, write) = io::pipe().unwrap();
+            let (mut sink, mut writer) = LogSink::to(write);
+            if started {
+                writer.start().unwrap();
+            }
+            sink.write_all(b"the end\n").unwrap();
+            drop(writer);
+            let mut said = [0; 8];
+            read.read_exact(&mut said).unwrap();
+            assert_eq!(&said, b"the end\n");
+        }
     }
 }

@@ -156,7 +156,11 @@ fn into_io(error: vm_memory::GuestMemoryError) -> io::Error {
 }
 
 /// A duplicate of an inherited descriptor.
-fn duplicate(fd: i32) -> io::Result<File> {
+/// Another descriptor of what is behind `fd`.
+///
+/// # Errors
+/// Nothing is.
+pub(crate) fn duplicate(fd: i32) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }

@@ -84,7 +84,7 @@ impl Prepared {
     /// # Errors
     /// The host or the files are not as the configuration needs them.
     pub fn new(config: &VmConfig) -> Result<Self, BuildError> {
-        let host = Host::open()?;
+        let host = Host::open_at(&config.host.kvm)?;
         let (wanted, most) = (config.cpus.count, host.capabilities().max_vcpus);
         if usize::from(wanted) > most {
             return Err(BuildError::Vcpus { wanted, most });

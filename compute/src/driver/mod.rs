@@ -20,6 +20,7 @@ mod report;
 
 use crate::config::Checked;
 use crate::console::{Console, ConsoleError};
+use crate::seccomp::{self, Kind, SeccompError};
 use bixi_api::RELEASE;
 use bixi_api::compute::{VmDescription, VmState, VmStatistics};
 use bixi_offload::control::{self as socket, ListenError, Listener};
@@ -48,6 +49,9 @@ pub enum DriverError {
     /// The control socket cannot be listened on.
     #[error("the control socket: {0}")]
     Control(#[from] ListenError),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Confine(#[from] SeccompError),
     /// The runtime cannot be used.
     #[error("cannot wait for events")]
     Runtime(#[source] io::Error),
@@ -91,11 +95,15 @@ impl Signals {
     }
 }
 
-/// Builds the VM that `checked` describes and runs it to its end.
+/// Builds the VM that `checked` describes and runs it to its end. `confined` is called once the process is confined to its
+/// system calls, for threads that are to be too.
 ///
 /// # Errors
 /// It cannot be built, or the guest cannot go on.
-pub async fn run(checked: Checked) -> Result<(), DriverError> {
+pub async fn run(
+    checked: Checked,
+    confined: impl FnOnce() -> io::Result<()>,
+) -> Result<(), DriverError> {
     let mut signals = Signals::new().map_err(DriverError::Runtime)?;
     let prepared = Prepared::new(&checked.config)?;
     let console = Console::open(&checked.config.console)?;
@@ -113,6 +121,9 @@ pub async fn run(checked: Checked) -> Result<(), DriverError> {
             Some(tokio::spawn(socket::serve(listener, router, ended)))
         }
     };
+    // What the configuration names is open; nobody but the operator has been listened to.
+    seccomp::confine(Kind::Main)?;
+    confined().map_err(DriverError::Runtime)?;
     // Held so that the channel stays open where there is no control socket.
     let _owner = owner;
     let result = live(&checked, prepared, console, policy, requests, &mut signals).await;

@@ -236,7 +236,12 @@ impl Owner {
             Request::Statistics => {
                 let machine = &self.built.machine;
                 let uptime = self.since.map(|since| since.elapsed());
-                let statistics = report::statistics(machine.ram(), machine.vcpus(), uptime);
+                let statistics = report::statistics(
+                    &self.checked.config,
+                    machine.ram(),
+                    machine.vcpus(),
+                    uptime,
+                );
                 answer(reply, Ok(Answer::Statistics(Box::new(statistics))));
             }
             Request::Start | Request::Resume => {

@@ -3,8 +3,12 @@
 //! Not every KVM is VMX or SVM hardware of the newest kernel. What this VMM cannot do without is checked before
 //! anything is built, so that the operator reads one sentence; what it can do without is noted in [`Capabilities`].
 
+use crate::boot::files;
+use bixi_api::compute::HostFiles;
+use bixi_api::file::FileSource;
 use kvm_ioctls::{Cap, Kvm};
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
 
 /// KVM on this host.
 #[derive(Debug)]
@@ -78,10 +82,24 @@ impl Host {
     /// # Errors
     /// There is none, it cannot be opened, or it lacks something needed.
     pub fn open() -> Result<Self, HostError> {
-        let kvm = Kvm::new().map_err(|e| match e.errno() {
-            libc::ENOENT | libc::ENODEV | libc::ENXIO => HostError::Absent,
-            _ => HostError::Open(e.into()),
+        Self::open_at(&HostFiles::default().kvm)
+    }
+
+    /// Opens KVM where `source` says, and checks it.
+    ///
+    /// # Errors
+    /// As [`Host::open`].
+    pub fn open_at(source: &FileSource) -> Result<Self, HostError> {
+        let opened = match source {
+            FileSource::Path(path) => std::fs::File::options().read(true).write(true).open(path),
+            FileSource::Fd(fd) => files::duplicate(*fd),
+        };
+        let file = opened.map_err(|e| match e.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => HostError::Absent,
+            _ => HostError::Open(e),
         })?;
+        // SAFETY: the descriptor is open and given up by its owner; of what is no KVM the next call learns so.
+        let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
         match kvm.get_api_version() {
             12 => {}
             other => return Err(HostError::Version(other)),

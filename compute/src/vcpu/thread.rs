@@ -15,6 +15,7 @@ use super::kick;
 use super::{Failure, Vcpu};
 use crate::bus::{MemoryBus, PortBus};
 use crate::doorbell::{Doorbell, Ring};
+use crate::seccomp;
 use kvm_ioctls::VcpuExit;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -236,6 +237,10 @@ fn thread_main(shared: &Shared, told: &std::sync::mpsc::SyncSender<io::Result<()
             return;
         }
     };
+    if let Err(error) = seccomp::confine(seccomp::Kind::Vcpu) {
+        let _ = told.send(Err(io::Error::other(error)));
+        return;
+    }
     let _ = told.send(Ok(()));
     let watch = Watch(shared);
     while wait_for_orders(shared) {

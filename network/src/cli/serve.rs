@@ -48,11 +48,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_env("BIXI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
-    let (sink, _flush) = LogSink::to_stderr().map_err(|e| Failure {
+    let (sink, mut writer) = LogSink::to_stderr();
+    log.with_writer(move || sink.clone()).init();
+    writer.start().map_err(|e| Failure {
         message: format!("cannot start the thread that writes the log: {e}"),
         status: 1,
     })?;
-    log.with_writer(move || sink.clone()).init();
     let settings = Settings {
         state: arguments.state.clone(),
         control: arguments.control.clone(),
