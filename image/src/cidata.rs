@@ -60,6 +60,17 @@ pub enum Address {
     },
 }
 
+/// The disk with these files, as bytes.
+///
+/// # Errors
+/// There is more than it holds.
+pub fn disk(files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
+    fat::disk("CIDATA", files).ok_or_else(|| {
+        let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
+        Error::Refused(format!("{bytes} bytes of instance data: {DISK_BYTES} are possible"))
+    })
+}
+
 impl Seed {
     /// The disk, as bytes.
     ///
@@ -73,10 +84,7 @@ impl Seed {
         if let Some(vendor) = &self.vendor_data {
             files.push(("vendor-data", vendor));
         }
-        fat::disk("CIDATA", &files).ok_or_else(|| {
-            let bytes: usize = files.iter().map(|(_, bytes)| bytes.len()).sum();
-            Error::Refused(format!("{bytes} bytes of instance data: {DISK_BYTES} are possible"))
-        })
+        disk(&files)
     }
 
     /// The text of `meta-data`.

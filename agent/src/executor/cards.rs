@@ -3,7 +3,10 @@
 use super::{Executor, Fault};
 use bixi_api::agent::{DesiredInstance, DesiredSegment};
 use bixi_api::client::ClientError;
-use bixi_api::network::{PortAdd, PortDescription, SegmentDescription};
+use bixi_api::network::{
+    Document, HttpTokens, MetadataDescription, PortAdd, PortDescription, PortMetadata,
+    SegmentDescription,
+};
 use bixi_api::storage::{DiskAttach, DiskDescription};
 use rustix::fs::{Gid, Uid};
 use std::collections::BTreeSet;
@@ -43,6 +46,9 @@ impl Executor {
             };
             let path = format!("/v1/ports/{}", nic.id);
             self.network().put::<PortDescription>(&path, &port).await?;
+            let path = format!("{path}/metadata");
+            let put = self.network().put::<MetadataDescription>(&path, &metadata(desired)).await;
+            absent("StaleGeneration", put.map(drop))?;
         }
         for disk in disks(desired) {
             let attach = DiskAttach {
@@ -101,6 +107,17 @@ impl Executor {
 pub(super) fn disks(desired: &DesiredInstance) -> impl Iterator<Item = &String> {
     let own = desired.disks.iter().map(|disk| &disk.id);
     own.chain(desired.cidata.iter().map(|cidata| &cidata.disk))
+}
+
+/// What the guest reads of itself; it is new with every start.
+fn metadata(desired: &DesiredInstance) -> PortMetadata {
+    let documents = desired.metadata.iter();
+    let documents = documents.map(|(path, text)| (path.clone(), Document::Text(text.clone())));
+    PortMetadata {
+        generation: desired.epoch << 32 | desired.boot & u64::from(u32::MAX),
+        http_tokens: HttpTokens::Optional,
+        documents: documents.collect(),
+    }
 }
 
 /// A refusal with this code says that all is as it should be.

@@ -1,8 +1,8 @@
 //! Disks of an instance at the storage process: made, removed.
 
-use super::{Executor, Fault, cidata};
+use super::{Executor, Fault};
 use crate::record::Record;
-use bixi_api::agent::DesiredInstance;
+use bixi_api::agent::{Cidata, DesiredInstance};
 use bixi_api::client::{ClientError, ControlClient};
 use bixi_api::storage::{DiskCreate, DiskDescription};
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ impl Executor {
             self.make_one(id, &disk.id, Some(disk.size), image).await?;
         }
         if let Some(cidata) = &desired.cidata {
-            let bytes = cidata::image(cidata)?;
+            let bytes = cidata_disk(cidata)?;
             let path = folder.cidata();
             tokio::fs::write(&path, bytes).await.map_err(|e| Fault::io("write cidata", &e))?;
             // What it says may have changed since the last start.
@@ -122,4 +122,16 @@ async fn look(storage: &ControlClient, id: &str) -> Result<Option<DiskDescriptio
         Err(ClientError::Refused(refusal)) if refusal.code == "NoSuchDisk" => Ok(None),
         looked => Ok(Some(looked?)),
     }
+}
+
+/// The bytes of the NoCloud disk.
+fn cidata_disk(cidata: &Cidata) -> Result<Vec<u8>, Fault> {
+    let mut files = vec![
+        ("meta-data", cidata.meta_data.as_bytes()),
+        ("user-data", cidata.user_data.as_bytes()),
+    ];
+    files.extend(cidata.network_config.as_ref().map(|text| ("network-config", text.as_bytes())));
+    bixi_image::cidata::disk(&files).map_err(|error| {
+        Fault::new("CidataTooLarge", error.to_string(), "Give less user data.".to_owned())
+    })
 }

@@ -5,7 +5,6 @@
 //! an instance at a time, in a task that may be dropped at any point.
 
 mod cards;
-mod cidata;
 mod disks;
 mod fault;
 mod images;
