@@ -88,13 +88,35 @@ fn is_served(path: &Path) -> bool {
 }
 
 /// Whether the process at the other end lives. One that was killed keeps its sockets for as long as the kernel waits
-/// for its I/O, which may be long; its main thread has ended by then.
+/// for its I/O.
 fn lives(stream: &StdStream) -> bool {
     let Ok(peer) = rustix::net::sockopt::socket_peercred(stream) else { return true };
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", peer.pid.as_raw_nonzero()));
-    // The state is the first field behind the name, which is in parentheses and may hold any others.
-    let state = stat.as_ref().ok().and_then(|stat| stat.rsplit_once(") ")?.1.chars().next());
-    !matches!(state, Some('Z' | 'X'))
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", peer.pid.as_raw_nonzero()));
+    // None to read: it is gone, or it is not ours to see and lives.
+    !read("stat").is_ok_and(|stat| is_ending(&stat))
+        && !read("status").is_ok_and(|status| is_killed(&status))
+}
+
+/// Whether a process whose `stat` this is has begun to end (proc(5)).
+fn is_ending(stat: &str) -> bool {
+    /// Of the field `flags`: it is being shut down (linux/sched.h).
+    const PF_EXITING: u64 = 0x4;
+    // The name before the parenthesis may contain anything; after it come the state and, six fields on, the flags.
+    let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let state = fields.next().unwrap_or_default();
+    let flags = fields.nth(5).and_then(|text| text.parse::<u64>().ok()).unwrap_or_default();
+    matches!(state, "Z" | "X") || flags & PF_EXITING != 0
+}
+
+/// Whether SIGKILL waits for a process whose `status` this is: it has not run since, and will do nothing any more.
+fn is_killed(status: &str) -> bool {
+    let pending = status
+        .lines()
+        .filter_map(|line| line.strip_prefix("SigPnd:").or_else(|| line.strip_prefix("ShdPnd:")));
+    pending
+        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .any(|mask| mask >> (libc::SIGKILL - 1) & 1 == 1)
 }
 
 /// Whether the directory of `path` passes its group on to what is made in it: the sign that its group may connect.
@@ -356,6 +378,17 @@ mod tests {
         std::fs::write(&path, "x").unwrap();
         assert!(matches!(Listener::bind_path(&path), Err(ListenError::NotASocket { .. })));
         assert!(path.exists());
+    }
+
+    #[test]
+    fn a_process_that_was_killed_is_seen_at_each_step_of_its_end() {
+        let stat = |state, flags| format!("7 (a) b) {state} 1 7 7 0 -1 {flags} 117 0");
+        assert!(!is_ending(&stat("S", 0x40_0100)) && !is_ending(""));
+        assert!(is_ending(&stat("Z", 0x40_0100)) && is_ending(&stat("D", 0x40_0104)));
+        let status =
+            |own, shared| format!("Name:\tx\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\n");
+        assert!(!is_killed(&status(0, 0x4000)) && !is_killed(""));
+        assert!(is_killed(&status(0x100, 0)) && is_killed(&status(0, 0x100)));
     }
 
     #[test]
