@@ -1,0 +1,1 @@
+//! The control plane of Bixi: model, store, scheduler, tasks, reconcilers and the two APIs.

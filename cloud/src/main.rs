@@ -1,0 +1,3 @@
+//! `bixi-cloud`: arguments go to the library.
+
+fn main() {}
