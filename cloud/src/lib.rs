@@ -1,1 +1,3 @@
 //! The control plane of Bixi: model, store, scheduler, tasks, reconcilers and the two APIs.
+
+pub mod store;
