@@ -1,3 +1,4 @@
 //! The control plane of Bixi: model, store, scheduler, tasks, reconcilers and the two APIs.
 
+pub mod model;
 pub mod store;
