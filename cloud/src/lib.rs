@@ -1,4 +1,5 @@
 //! The control plane of Bixi: model, store, scheduler, tasks, reconcilers and the two APIs.
 
 pub mod model;
+pub mod plan;
 pub mod store;
