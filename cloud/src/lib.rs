@@ -1,3 +1,5 @@
 //! The control plane of Bixi: model, store, scheduler, tasks, reconcilers and the two APIs.
 
+pub mod catalogue;
+pub mod ecs;
 pub mod store;
