@@ -5,8 +5,9 @@
 //! ([`error`]), how a file is named ([`file`]), and how a component's state is wrapped ([`state`]).
 //!
 //! Invariants: no behaviour lives here but encoding, decoding and asking; an unknown field in a request is refused,
-//! never ignored.
+//! never ignored. Between servers and the cloud [`agent`] is spoken, over HTTPS.
 
+pub mod agent;
 pub mod client;
 pub mod compute;
 pub mod error;

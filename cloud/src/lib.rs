@@ -2,4 +2,5 @@
 
 pub mod catalogue;
 pub mod ecs;
+pub mod model;
 pub mod store;
