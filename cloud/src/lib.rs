@@ -3,4 +3,5 @@
 pub mod catalogue;
 pub mod ecs;
 pub mod model;
+pub mod plan;
 pub mod store;

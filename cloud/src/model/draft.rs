@@ -44,6 +44,17 @@ impl Draft {
         self.compares.len() + self.changes.len()
     }
 
+    /// The first of the changes, with what they compare: for changes that do not belong together.
+    #[must_use]
+    pub fn first(mut self, changes: usize) -> Self {
+        while self.changes.len() > changes
+            && let Some((key, _)) = self.changes.pop_last()
+        {
+            self.compares.remove(&key);
+        }
+        self
+    }
+
     /// The transaction.
     pub fn into_txn(self) -> Txn {
         let compare = |(key, modified)| Compare { key, modified };

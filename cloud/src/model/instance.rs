@@ -6,11 +6,13 @@ numbered! {
     /// What ECS calls an instance's status.
     ///
     /// ```text
-    ///  pending ──► starting ──► running ──► stopping ──► stopped
-    ///     │           ▲ │          │ (it ended by itself)   │▲
-    ///     │           │ └──────────┼──► stopping            ││
-    ///     └──► stopping            └────────────────────────┼┘
-    ///                 └─────────────────────────────────────┘
+    ///                      reboot
+    ///             start   ◄───────
+    ///  pending ──► starting ──► running ──► stopping ──► stopped ──► starting (again)
+    ///     │            │  │         │           ▲           ▲  │
+    ///     │            │  └─────────┼── undone ─┤           │  └──► stopping (deleted)
+    ///     └────────────┼────────────┼───────────┘           │
+    ///                  └── failed ──┴── ended by itself ────┘
     /// ```
     pub enum Status {
         /// It was made and not started yet.
@@ -47,7 +49,7 @@ impl Status {
             (self, next),
             (Pending, Starting | Stopping | Stopped)
                 | (Starting, Running | Stopping | Stopped)
-                | (Running, Stopping | Stopped)
+                | (Running, Starting | Stopping | Stopped)
                 | (Stopping, Stopped)
                 | (Stopped, Starting | Stopping)
         )

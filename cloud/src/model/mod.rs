@@ -23,7 +23,7 @@ pub use draft::Draft;
 pub use fields::{Field, FieldError};
 pub use image::{Image, ImageFile, ImageState};
 pub use instance::{Desired, Disk, Instance, Limits, Observed, Placement, Power, Status, Tag};
-pub use network::{Eni, SecurityGroup, VSwitch, Vpc};
+pub use network::{Eni, SecurityGroup, Segment, VSwitch, Vpc};
 pub use server::{Hardware, JoinTicket, Server};
 pub use tenancy::{AccessKey, ClientToken, Quota, Tenant};
 pub use view::{Record, RecordError, Stored, Table, View};

@@ -117,3 +117,13 @@ record! {
         11 generation: u64 as u64 [uint64];
     }
 }
+
+record! {
+    /// A VXLAN network identifier in use, so that no two vSwitches get the same.
+    pub struct Segment / SegmentState {
+        /// The identifier.
+        1 vni: u32 as u32 [uint32];
+        /// Whose it is.
+        2 vswitch: String as String [string];
+    }
+}

@@ -5,7 +5,7 @@
 
 use super::{
     AccessKey, ClientToken, Disk, Disturbance, Eni, Event, Image, Instance, JoinTicket,
-    SecurityGroup, Server, Task, Tenant, VSwitch, Vpc,
+    SecurityGroup, Segment, Server, Task, Tenant, VSwitch, Vpc,
 };
 use crate::store::{Change, Entry, Revision};
 use bixi_api::state::{Payload, PayloadError};
@@ -182,6 +182,8 @@ kinds! {
     vpcs: Vpc, "vpc", 1, |vpc| vpc.id.clone();
     /// vSwitches.
     vswitches: VSwitch, "vswitch", 1, |vswitch| vswitch.id.clone();
+    /// VXLAN network identifiers in use.
+    segments: Segment, "segment", 1, |segment| segment.vni.to_string();
     /// Security groups.
     groups: SecurityGroup, "security-group", 1, |group| group.id.clone();
     /// Network interfaces.
