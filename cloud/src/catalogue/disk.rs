@@ -50,6 +50,12 @@ impl Category {
         }
     }
 
+    /// An ESSD for which no level was asked: PL1, or PL0 where it is too small for that.
+    pub fn essd(gib: u64) -> Self {
+        let level = if gib < 20 { PerformanceLevel::Pl0 } else { PerformanceLevel::Pl1 };
+        Self::Essd(level)
+    }
+
     /// The name in the API.
     pub fn name(self) -> &'static str {
         match self {
@@ -112,6 +118,28 @@ impl Category {
     }
 }
 
+/// As the model keeps it: the name, and the level of an ESSD behind a slash.
+impl std::fmt::Display for Category {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())?;
+        self.level().map_or(Ok(()), |level| write!(f, "/{level}"))
+    }
+}
+
+impl std::str::FromStr for Category {
+    type Err = UnknownCategory;
+
+    fn from_str(text: &str) -> Result<Self, UnknownCategory> {
+        let (name, level) = text.split_once('/').map_or((text, None), |(n, l)| (n, Some(l)));
+        Self::parse(name, level).ok_or_else(|| UnknownCategory(text.to_owned()))
+    }
+}
+
+/// A text that names no category.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no disk category")]
+pub struct UnknownCategory(String);
+
 /// What an instance gets of its disks: what they can do together, within the limit of its type.
 pub fn effective_iops(disks: impl IntoIterator<Item = Performance>, limit: Option<u64>) -> u64 {
     let sum = disks.into_iter().fold(0u64, |sum, disk| sum.saturating_add(disk.iops));
@@ -160,6 +188,7 @@ mod tests {
         ] {
             let category = Category::parse(name, level).unwrap();
             assert_eq!((category.name(), category.level()), (name, level));
+            assert_eq!(category.to_string().parse(), Ok(category));
         }
         assert_eq!(Category::parse("cloud_essd", None), Some(PL1));
         assert_eq!(Category::parse("cloud_ssd", Some("PL1")), None);

@@ -1,5 +1,6 @@
 //! How the API refuses: ECS's own codes and HTTP statuses, on which clients act.
 
+use crate::plan;
 use std::borrow::Cow;
 
 /// One refusal. The envelope around it (RequestId, HostId) is the wire's.
@@ -76,5 +77,57 @@ impl Refusal {
             "The request processing has failed due to some unknown error.",
             "Look for the RequestId in the log of bixi-cloud.",
         )
+    }
+}
+
+/// What a plan does not do, in ECS's words.
+impl From<plan::Refusal> for Refusal {
+    fn from(refusal: plan::Refusal) -> Self {
+        use plan::Refusal as P;
+        let message = sentence(&refusal);
+        match refusal {
+            P::NotFound { what, .. } => Self::not_found(not_found(what), message),
+            // What a task works on is on its way into another status: clients wait and ask again.
+            P::Status { .. } | P::Busy { .. } => Self::denied("IncorrectInstanceStatus", message),
+            P::Quota { what, .. } => Self::bad(quota(what), message),
+            P::NoStock(_) => Self::denied("OperationDenied.NoStock", message),
+            P::Invalid { .. } => Self::bad("InvalidParameter", message),
+            P::Address(_) => Self::denied("InvalidIPAddress.AlreadyUsed", message),
+            P::Protected(_) => Self::denied("InvalidOperation.DeletionProtection", message),
+            P::TokenMismatch => Self::bad("IdempotentParameterMismatch", message),
+            P::Exists { .. } => Self::bad("InvalidName.Duplicate", message),
+            P::InUse(_) => Self::denied("OperationConflict", message),
+        }
+    }
+}
+
+/// A refusal's text with a capital and a full stop.
+fn sentence(refusal: &plan::Refusal) -> String {
+    let text = refusal.to_string();
+    let mut characters = text.chars();
+    let first = characters.next().map(|first| first.to_uppercase().to_string());
+    format!("{}{}.", first.unwrap_or_default(), characters.as_str().trim_end_matches('.'))
+}
+
+fn not_found(what: &str) -> &'static str {
+    match what {
+        "instance" => "InvalidInstanceId.NotFound",
+        "image" => "InvalidImageId.NotFound",
+        "vswitch" => "InvalidVSwitchId.NotFound",
+        "security group" => "InvalidSecurityGroupId.NotFound",
+        "disk" => "InvalidDiskId.NotFound",
+        "task" => "InvalidTaskId.NotFound",
+        _ => "InvalidResource.NotFound",
+    }
+}
+
+fn quota(what: &str) -> &'static str {
+    match what {
+        "instances" => "QuotaExceed.Instance",
+        "vcpus" => "QuotaExceed.ElasticQuota",
+        "memory-mib" => "QuotaExceed.Memory",
+        "disks" => "QuotaExceed.Disk",
+        "disk-gib" => "QuotaExceed.DiskCapacity",
+        _ => "QuotaExceed",
     }
 }

@@ -3,7 +3,7 @@
 //! The order is ECS's: what is mandatory, the key, the signature, the time, the nonce; then the action is looked up.
 //! A nonce is remembered only after the signature was checked, so that nobody can use up another's.
 
-use super::nonces::{Nonces, Stale, in_window};
+use super::nonces::{Stale, in_window};
 use super::reply::Format;
 use super::request::{Decoded, Incoming};
 use super::signature::Claim;
@@ -78,12 +78,13 @@ pub fn format(incoming: &Incoming<'_>, decoded: Option<&Decoded>) -> Format {
     }
 }
 
-/// Checks everything that must hold before an action looks at a request.
+/// Checks everything that must hold before an action looks at a request. `keys` finds an access key, `admit` remembers
+/// a request by key, nonce and time.
 pub fn authenticate(
     incoming: &Incoming<'_>,
     decoded: Decoded,
     keys: impl FnOnce(&str) -> Option<AccessKey>,
-    nonces: &mut Nonces,
+    admit: impl FnOnce(&str, [u8; 16], i64) -> Result<(), Stale>,
     now: i64,
 ) -> Result<Call, Refusal> {
     if !matches!(incoming.method, "GET" | "POST") {
@@ -114,7 +115,7 @@ pub fn authenticate(
         return Err(claim.refuse());
     }
     let nonce = digest(&claim.nonce);
-    nonces.admit(&claim.key, nonce, signed, now).map_err(|stale| match stale {
+    admit(&claim.key, nonce, signed).map_err(|stale| match stale {
         Stale::Timestamp => illegal_timestamp(&claim.timestamp, now),
         Stale::Used => {
             let why = "Specified signature nonce was used already.";

@@ -148,7 +148,9 @@ impl Params {
         if !text.trim_start().starts_with('[') {
             return Ok(Some(text.split(',').map(|id| id.trim().to_owned()).collect()));
         }
-        serde_json::from_str(&text).map(Some).map_err(|_| {
+        // Python's own form of a list has single quotes; what is listed here never has any.
+        let list = serde_json::from_str(&text);
+        list.or_else(|_| serde_json::from_str(&text.replace('\'', "\""))).map(Some).map_err(|_| {
             Refusal::invalid(&self.full(name), "it must be a JSON list such as [\"a\",\"b\"]")
         })
     }
@@ -366,8 +368,10 @@ mod tests {
             let mut p = params("RunInstances", &[(name, value)]);
             assert_eq!(p.objects("Tag", key_value).unwrap(), [("a".into(), None)]);
         }
-        let mut p = params("DescribeInstances", &[("InstanceIds", "[\"i-1\"]")]);
-        assert_eq!(p.json_texts("InstanceIds").unwrap(), Some(vec!["i-1".to_owned()]));
+        for text in ["[\"i-1\"]", "['i-1']", "i-1"] {
+            let mut p = params("DescribeInstances", &[("InstanceIds", text)]);
+            assert_eq!(p.json_texts("InstanceIds").unwrap(), Some(vec!["i-1".to_owned()]));
+        }
         let mut p = params("DescribeInstances", &[("InstanceIds", "[\"i-1\"")]);
         assert_eq!(p.json_texts("InstanceIds").unwrap_err().code, "InvalidParameter");
     }
