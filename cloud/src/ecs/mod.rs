@@ -13,6 +13,8 @@
 mod actions;
 pub mod dispatch;
 pub mod documented;
+#[doc(hidden)]
+pub mod fuzz;
 mod paging;
 pub mod refusal;
 pub mod service;
