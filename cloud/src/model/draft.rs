@@ -34,6 +34,12 @@ impl Draft {
         self.compares.insert(R::key(id), R::table(view).modified(id));
     }
 
+    /// Makes another draft, of other records, part of this one.
+    pub fn join(&mut self, other: Self) {
+        self.compares.extend(other.compares);
+        self.changes.extend(other.changes);
+    }
+
     /// Whether nothing is to change.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
