@@ -5,8 +5,8 @@ use crate::control::Control;
 use crate::error::{Failure, Result};
 use crate::wait_for;
 use bixi_api::compute::{
-    BootConfig, ConsoleConfig, CpuConfig, DiskConfig, MemoryConfig, NicConfig, PageSize, VmConfig,
-    VmDescription, VmState, VmStatistics,
+    BootConfig, ConsoleConfig, CpuConfig, DiskConfig, HostFiles, MemoryConfig, NicConfig, PageSize,
+    VmConfig, VmDescription, VmState, VmStatistics,
 };
 use bixi_api::file::FileSource;
 use bixi_lab::{Console, Process, Server};
@@ -69,6 +69,7 @@ impl GuestPlan {
             console: ConsoleConfig::Socket(path("console.sock")),
             control: Some(path("control.sock")),
             autostart: true,
+            host: HostFiles::default(),
         };
         Self { config }
     }

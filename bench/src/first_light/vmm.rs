@@ -3,7 +3,9 @@
 use crate::rounds::{Outcome, Side};
 use crate::setup::cores::{Cores, Disturbance};
 use crate::{BenchError, Effort};
-use bixi_api::compute::{BootConfig, ConsoleConfig, CpuConfig, MemoryConfig, PageSize, VmConfig};
+use bixi_api::compute::{
+    BootConfig, ConsoleConfig, CpuConfig, HostFiles, MemoryConfig, PageSize, VmConfig,
+};
 use bixi_api::file::FileSource;
 use bixi_lab::{Process, Rack};
 use std::collections::BTreeMap;
@@ -120,5 +122,6 @@ fn config() -> VmConfig {
         console: ConsoleConfig::File(FileSource::Fd(1)),
         control: None,
         autostart: true,
+        host: HostFiles::default(),
     }
 }
