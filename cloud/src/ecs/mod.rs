@@ -24,3 +24,5 @@ pub mod wire;
 pub(crate) mod harness;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod clients_test;
