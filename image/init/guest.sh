@@ -1,8 +1,8 @@
 #!/bin/sh
-# The first program of a guest: file systems, drivers, network by DHCP, what the instance is told of itself, then busybox
-# init with a root shell on the serial port. On the kernel's command line, `bixi.run="command"` runs a command first,
-# `bixi.poweroff` powers off after it, `bixi.no-network` leaves the network alone, `bixi.metadata` asks the metadata server
-# where there is no cidata disk.
+# The first program of a guest: file systems, drivers, network by DHCP, then busybox init with a root shell on the
+# serial port. On the kernel's command line, `bixi.configure` applies what the instance is told of itself first,
+# `bixi.run="command"` runs a command then, `bixi.poweroff` powers off after it, `bixi.no-network` leaves the network
+# alone.
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/ TERM=vt100
 /bin/busybox mkdir -p /proc /sys /dev /run /tmp /sbin /usr/bin /usr/sbin
 /bin/busybox --install -s
@@ -29,9 +29,9 @@ if ! grep -q 'bixi\.no-network' /proc/cmdline; then
 		udhcpc -i "$name" -s /bin/lease -O search -O staticroutes -t 10 -T 1 -A 1 -n -q >/dev/null 2>&1 ||
 			echo "bixi-guest: no lease on $name"
 	done
-	grep -q 'bixi\.metadata' /proc/cmdline && with=network
+	with=network
 fi
-configure "$with"
+grep -q 'bixi\.configure' /proc/cmdline && configure "$with"
 
 # The power button powers off, as on any server.
 acpid -l /tmp/acpid.log -p /tmp/acpid.pid 2>/dev/null

@@ -1,8 +1,8 @@
 //! The tiny image: Debian's own kernel, unmodified, as bzImage and as the ELF inside it, and an initial RAM file system
 //! with busybox and the virtio drivers. It boots in a second and is made in a few.
 //!
-//! It takes its name and user data from a [cidata](crate::cidata) disk, else from the metadata server, its network from
-//! DHCP, and says `bixi-guest: ready` on its console. The lab's guests are this image with the lab's load generator.
+//! It takes its network from DHCP and, told `bixi.configure` on its command line, its name and user data from a
+//! [cidata](crate::cidata) disk, else from the metadata server; it says `bixi-guest: ready` on its console. The lab's guests are this image with the lab's load generator.
 
 use crate::bundle::{Boot, Bundle, Manifest};
 use crate::cache::Cache;
@@ -25,8 +25,8 @@ const MODULES: &[&str] = &[
     "nls_ascii",
 ];
 /// What the kernel is told when nobody says anything else: its console, the reset that every hypervisor knows, and that
-/// the metadata server is worth asking.
-const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1 bixi.metadata";
+/// the guest is an instance, which is told its name.
+const COMMAND_LINE: &str = "console=ttyS0 reboot=k panic=-1 bixi.configure";
 
 /// The files of the tiny image, in a cache.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! This machine: what a rack needs of it, and what its processor can do.
 
 use crate::error::{Error, Result};
-use bixi_image::host::Needed;
+use bixi_image::host::{self, Needed};
 use std::fs;
 
 /// What every rack needs on this machine.
@@ -15,6 +15,22 @@ pub const RACK_PROGRAMS: &[Needed] = &[
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
 ];
+
+/// Installs the packages of those programs that are missing, and says which.
+///
+/// # Errors
+/// When `apt-get` is not there or fails; the error names the packages.
+pub fn ensure_programs(needed: &[Needed]) -> Result<()> {
+    Ok(host::ensure_programs(needed)?)
+}
+
+/// Installs Debian packages, and says which.
+///
+/// # Errors
+/// When `apt-get` is not there or fails; the error names the packages.
+pub fn install(packages: &[&str]) -> Result<()> {
+    Ok(host::install(packages)?)
+}
 
 /// How servers get their processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

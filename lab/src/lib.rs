@@ -35,11 +35,11 @@ mod terminal;
 mod wire;
 
 pub use agent::serve as serve_agent;
-pub use bixi_image::host::{Needed, install, say, set_quiet};
+pub use bixi_image::host::{Needed, say, set_quiet};
 pub use console::Console;
 pub use error::{Error, Result};
 pub use forward::Forward;
-pub use host::Acceleration;
+pub use host::{Acceleration, ensure_programs, install};
 pub use plan::{
     ServerState, ServerStatus, Status, UNDERLAY_MTU, management_address, underlay_address,
 };

@@ -106,7 +106,7 @@ fn long_name(name: &str, short: &[u8; 11]) -> Vec<u8> {
     let sum = short.iter().fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
     let mut characters: Vec<u16> = name.encode_utf16().collect();
     let pieces = characters.len().div_ceil(LONG_PIECE);
-    if characters.len() % LONG_PIECE != 0 {
+    if !characters.len().is_multiple_of(LONG_PIECE) {
         characters.push(0);
     }
     characters.resize(pieces * LONG_PIECE, 0xffff);

@@ -78,11 +78,11 @@ fn by_hand() -> Vec<u8> {
     put(40, &(CLUSTER as u64).to_be_bytes());
     put(96, &4u32.to_be_bytes());
     put(100, &104u32.to_be_bytes());
-    put(CLUSTER, &(CLUSTER as u64 * 2 | 1 << 63).to_be_bytes());
-    put(CLUSTER * 2 + 8, &(CLUSTER as u64 * 3 | 1 << 63).to_be_bytes());
+    put(CLUSTER, &((CLUSTER as u64 * 2) | (1 << 63)).to_be_bytes());
+    put(CLUSTER * 2 + 8, &((CLUSTER as u64 * 3) | (1 << 63)).to_be_bytes());
     // Said to be zero, whatever is at its place; and the last, of which the disk has a part.
-    put(CLUSTER * 2 + 16, &(CLUSTER as u64 * 3 | 1).to_be_bytes());
-    put(CLUSTER * 2 + 72, &(CLUSTER as u64 * 4 | 1 << 63).to_be_bytes());
+    put(CLUSTER * 2 + 16, &((CLUSTER as u64 * 3) | 1).to_be_bytes());
+    put(CLUSTER * 2 + 72, &((CLUSTER as u64 * 4) | (1 << 63)).to_be_bytes());
     bytes[CLUSTER * 3..].copy_from_slice(&content(CLUSTER * 2));
     bytes
 }
@@ -138,7 +138,7 @@ fn a_qcow2_image_that_lies_is_refused() {
         (65_536, &(65_536u64 * 5).to_be_bytes(), "behind its end"),
         (L2, &(65_536u64 * 5).to_be_bytes(), "behind its end"),
         (L2, &(65_536u64 + 512).to_be_bytes(), "odd place"),
-        (L2, &(1u64 << 62 | 65_536).to_be_bytes(), "damaged"),
+        (L2, &((1u64 << 62) | 65_536).to_be_bytes(), "damaged"),
         (L2, &u64::MAX.to_be_bytes(), "behind its end"),
     ] {
         let error = attempt(&with(at, value));

@@ -9,10 +9,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A program that ends with the test.
-struct Running {
-    child: Child,
+pub struct Running {
+    pub child: Child,
     /// What it leaves behind when it is killed.
-    leaves: Option<PathBuf>,
+    pub leaves: Option<PathBuf>,
 }
 
 impl Drop for Running {
@@ -25,7 +25,7 @@ impl Drop for Running {
     }
 }
 
-fn is_there(program: &str) -> bool {
+pub fn is_there(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdin(Stdio::null()).output();
     found.is_ok()
 }

@@ -15,3 +15,4 @@ mod services;
 mod survival;
 mod switching;
 mod tap;
+mod tiny;

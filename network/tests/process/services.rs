@@ -14,7 +14,7 @@ use etherparse::PacketBuilder;
 pub const GATEWAY: [u8; 6] = [0xee, 0xff, 0xff, 0xff, 0xff, 0xff];
 
 /// The segment with names for its hosts.
-fn named(generation: u64, address: u8) -> SegmentConfig {
+pub fn named(generation: u64, address: u8) -> SegmentConfig {
     let ipv4 = [10, 0, 0, address].into();
     let hosts = vec![NamedHost { name: "web".to_owned(), ipv4 }];
     let domain = Some("lab.internal".to_owned());
@@ -60,7 +60,7 @@ fn names_are_answered_changed_and_survive_a_kill() {
 }
 
 /// Metadata of an instance, as its controller would tell it.
-fn metadata(generation: u64, instance: &str, http_tokens: HttpTokens) -> PortMetadata {
+pub fn metadata(generation: u64, instance: &str, http_tokens: HttpTokens) -> PortMetadata {
     let text = |text: &str| Document::Text(text.to_owned());
     let documents = [
         ("latest/meta-data/instance-id", text(instance)),
@@ -69,6 +69,7 @@ fn metadata(generation: u64, instance: &str, http_tokens: HttpTokens) -> PortMet
         ("latest/user-data", Document::Base64("IyEvYmluL3NoCg==".to_owned())),
         ("nocloud/meta-data", text(&format!("instance-id: {instance}\n"))),
         ("nocloud/user-data", text("#cloud-config\n")),
+        ("nocloud/vendor-data", text("")),
     ];
     let documents = documents.map(|(path, document)| (path.to_owned(), document)).into();
     PortMetadata { generation, http_tokens, documents }
@@ -84,7 +85,7 @@ fn metadata_has_generations_limits_and_goes_with_its_port() {
     server.add_port(1, 1);
     assert_eq!(refused(server.get::<MetadataDescription>(path)).code, "NoMetadata");
     let known: MetadataDescription = server.put(path, &told).unwrap();
-    assert_eq!((known.generation, known.documents), (3, 6));
+    assert_eq!((known.generation, known.documents), (3, 7));
     assert_eq!(server.put::<MetadataDescription>(path, &told).unwrap(), known);
     assert_eq!(server.describe(1).metadata, Some(3));
     let code = |told| refused(server.put::<MetadataDescription>(path, &told)).code;
@@ -164,4 +165,47 @@ fn curl_and_a_resolver_in_a_guest_of_linux_are_answered_across_a_kill() {
     let (_, found) = tap.run(&["unshare", "--mount", "sh", "-c", &lookup]);
     assert!(found.starts_with("10.0.0.9 "), "{found}");
     assert!(server.statistics(1).answered > 10);
+}
+
+/// Reads both of cloud-init's sources as it does at boot, and says what it found.
+const CLOUD_INIT: &str = r#"
+import sys, tempfile
+from cloudinit import helpers
+from cloudinit.sources import DataSourceAliYun as aliyun, DataSourceNoCloud as nocloud
+folder = tempfile.mkdtemp()
+paths = helpers.Paths({"cloud_dir": folder, "run_dir": folder})
+aliyun._is_aliyun = lambda: True
+found = aliyun.DataSourceAliYun({}, None, paths)
+assert found.get_data(), "AliYun finds nothing"
+print("aliyun", found.get_instance_id(), found.get_public_ssh_keys(), found.get_userdata_raw())
+class NoCloud(nocloud.DataSourceNoCloudNet):
+    def ds_detect(self):
+        return True
+seed = {"datasource": {"NoCloud": {"seedfrom": "http://169.254.169.254/nocloud/"}}}
+found = NoCloud(seed, None, paths)
+assert found.get_data(), "NoCloud finds nothing"
+print("nocloud", found.get_instance_id(), found.get_userdata_raw())
+"#;
+
+#[test]
+fn cloud_init_s_own_sources_are_satisfied() {
+    let test = "cloud_init_s_own_sources_are_satisfied";
+    let python = "/usr/bin/python3";
+    let there = std::process::Command::new(python).args(["-c", "import cloudinit"]).output();
+    if !there.is_ok_and(|output| output.status.success()) {
+        println!("skipped {test}: no cloud-init (apt-get install cloud-init)");
+        return;
+    }
+    let Some(cable) = Cable::lay(test) else { return };
+    let server = Server::start(&[]);
+    server.put::<SegmentDescription>("/v1/segments/7", &named(1, 9)).unwrap();
+    let socket = server.add_port(1, 1);
+    let told = metadata(1, "i-1", HttpTokens::Optional);
+    server.put::<MetadataDescription>("/v1/ports/p1/metadata", &told).unwrap();
+    let shape = Shape { features: PLAIN, ..Shape::default() };
+    let tap = Tap::new(&cable, 0, Guest::connect(&socket, &shape));
+    let (ok, said) = tap.run(&[python, "-c", CLOUD_INIT]);
+    let aliyun = "aliyun i-1 ['ssh-ed25519 AAAA root@web'] b'#!/bin/sh\\n'";
+    assert!(ok && said.contains(aliyun), "{said}");
+    assert!(said.contains("nocloud i-1 b'#cloud-config\\n'"), "{said}");
 }
