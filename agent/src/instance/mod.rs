@@ -265,6 +265,13 @@ impl Instance {
         if self.record.started.0 == self.record.epoch { self.record.started.1 } else { 0 }
     }
 
+    /// Tries again at once what has failed: its cause may be gone.
+    pub fn hurry(&mut self) {
+        if let Some(fault) = &mut self.fault {
+            fault.retry_at = 0;
+        }
+    }
+
     /// Whether an action is under way.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -371,9 +378,8 @@ impl Instance {
         if self.is_stale(desired) {
             return None;
         }
-        let accepted = self.record.definition.as_ref() == Some(desired);
-        let starts = accepted && self.wants_start(desired);
-        if let (true, false, Some(old)) = (self.attached, starts, &self.record.definition) {
+        // A start that was cut off is begun anew from where nothing is attached.
+        if let (true, Some(old)) = (self.attached, &self.record.definition) {
             return Some(Action::Detach(Box::new(old.clone())));
         }
         if desired.power == Power::Deleted {
@@ -382,12 +388,12 @@ impl Instance {
             let record = Record { deleted: true, run: None, epoch, ..self.record.clone() };
             return Some(Action::Remove { definitions, record: Box::new(record) });
         }
-        if !accepted {
+        if self.record.definition.as_ref() != Some(desired) {
             let definition = Some(desired.clone());
             let record = Record { definition, epoch: desired.epoch, ..self.record.clone() };
             return Some(Action::Accept(Box::new(record)));
         }
-        starts.then(|| Action::Fetch(Box::new(desired.clone())))
+        self.wants_start(desired).then(|| Action::Fetch(Box::new(desired.clone())))
     }
 
     fn next_start(&self, desired: DesiredInstance) -> Action {
