@@ -103,6 +103,7 @@ const MAIN: &[(i64, &str)] = &[
 
 /// Calls that a life may do without, and why they are allowed: without a warning they would kill a VM one day.
 pub const RARE: &[(&str, &str)] = &[
+    ("brk", "the main thread's allocator, when it grows"),
     ("getrandom", "the entropy device, once a guest's driver asks it"),
     ("mmap", "a vCPU thread's allocator, when it grows"),
     ("mprotect", "a vCPU thread's allocator, when it grows"),
