@@ -69,6 +69,7 @@ impl GuestPlan {
             console: ConsoleConfig::Socket(path("console.sock")),
             control: Some(path("control.sock")),
             autostart: true,
+            host: bixi_api::compute::HostFiles::default(),
         };
         Self { config }
     }

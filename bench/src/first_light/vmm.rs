@@ -120,5 +120,6 @@ fn config() -> VmConfig {
         console: ConsoleConfig::File(FileSource::Fd(1)),
         control: None,
         autostart: true,
+        host: bixi_api::compute::HostFiles::default(),
     }
 }
