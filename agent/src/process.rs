@@ -136,6 +136,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_process_is_known_by_number_and_start_and_its_end_is_told() {
+        #[allow(clippy::zombie_processes, reason = "what is tested waits for it")]
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         let identity = Identity::of(child.id().cast_signed()).unwrap();
         let other = Identity { start: identity.start + 1, ..identity };
