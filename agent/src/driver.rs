@@ -234,7 +234,11 @@ impl Driver {
         let waking = self.instances.values().filter_map(|held| held.machine.wake_at());
         // What is due and waits for an event has been planned already.
         let waking = waking.filter(|at| *at > now).map(|at| Duration::from_millis(at - now));
-        let segments = self.segments_due.map(|at| at.saturating_duration_since(Instant::now()));
+        let up = self.cards.get("network").is_some_and(|card| card.observed.pid.is_some());
+        let segments = self
+            .segments_due
+            .filter(|_| up && !self.telling_segments)
+            .map(|at| at.saturating_duration_since(Instant::now()));
         waking.chain(segments).min().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
     }
 
@@ -392,7 +396,9 @@ impl Driver {
                 self.begin(&id, action);
             }
         }
-        if self.segments_due.is_some_and(|at| at <= Instant::now()) && !self.telling_segments {
+        let due = self.segments_due.is_some_and(|at| at <= Instant::now());
+        let up = self.cards.get("network").is_some_and(|card| card.observed.pid.is_some());
+        if due && up && !self.telling_segments {
             self.segments_due = None;
             self.telling_segments = true;
             let (executor, told) = (Arc::clone(&self.executor), self.told.clone());
@@ -452,6 +458,8 @@ impl Driver {
                     card.observed.restarts += 1;
                     self.disturbed(name, since.elapsed());
                 }
+                // What failed for want of it need not wait any longer.
+                self.instances.values_mut().for_each(|held| held.machine.hurry());
                 if name == "network" {
                     self.segments_due = Some(Instant::now());
                 }

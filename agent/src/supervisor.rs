@@ -11,7 +11,7 @@
 //! since the control socket is listened on by one.
 
 use crate::executor::describe;
-use crate::process::{Identity, Watched};
+use crate::process::{Identity, Watched, close_inherited};
 use bixi_api::client::ControlClient;
 use bixi_api::error::ApiError;
 use std::fs::File;
@@ -131,9 +131,14 @@ async fn start(card: &Card) -> io::Result<Option<(Watched, About)>> {
     let log = File::options().create(true).append(true).open(&card.log)?;
     let mut command = Command::new(&card.program);
     command.args(&card.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // SAFETY: setsid is a system call and nothing else; it may be made between fork and exec.
+    // A point at which the agent is to die means nothing to the card.
+    command.env_remove(bixi_offload::failpoint::VARIABLE);
+    // SAFETY: both are system calls and nothing else; they may be made between fork and exec.
     unsafe {
-        command.pre_exec(|| Ok(rustix::process::setsid().map(drop)?));
+        command.pre_exec(|| {
+            close_inherited()?;
+            Ok(rustix::process::setsid().map(drop)?)
+        });
     }
     let child = command.spawn()?;
     let Some(identity) = Identity::of(child.id().cast_signed()) else { return Ok(None) };

@@ -53,6 +53,8 @@ const VCPU: &[(i64, &str)] = &[
     (libc::SYS_mmap, "mmap"),
     (libc::SYS_mprotect, "mprotect"),
     (libc::SYS_munmap, "munmap"),
+    (libc::SYS_ppoll, "ppoll"),
+    (libc::SYS_read, "read"),
     (libc::SYS_rt_sigprocmask, "rt_sigprocmask"),
     (libc::SYS_rt_sigreturn, "rt_sigreturn"),
     (libc::SYS_sched_yield, "sched_yield"),
@@ -80,10 +82,8 @@ const MAIN: &[(i64, &str)] = &[
     (libc::SYS_lseek, "lseek"),
     (libc::SYS_mremap, "mremap"),
     (libc::SYS_openat, "openat"),
-    (libc::SYS_ppoll, "ppoll"),
     (libc::SYS_prctl, "prctl"),
     (libc::SYS_pread64, "pread64"),
-    (libc::SYS_read, "read"),
     (libc::SYS_recvfrom, "recvfrom"),
     (libc::SYS_recvmsg, "recvmsg"),
     (libc::SYS_rseq, "rseq"),
@@ -103,10 +103,13 @@ const MAIN: &[(i64, &str)] = &[
 
 /// Calls that a life may do without, and why they are allowed: without a warning they would kill a VM one day.
 pub const RARE: &[(&str, &str)] = &[
+    ("brk", "the main thread's allocator, when it grows"),
     ("getrandom", "the entropy device, once a guest's driver asks it"),
     ("mmap", "a vCPU thread's allocator, when it grows"),
     ("mprotect", "a vCPU thread's allocator, when it grows"),
     ("mremap", "a large buffer that grows"),
+    ("ppoll", "a vCPU thread, when a guest's driver programs a device"),
+    ("read", "a vCPU thread, when a guest's driver programs a device"),
     ("sched_yield", "a channel that two threads use in the same instant"),
 ];
 

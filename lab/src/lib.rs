@@ -49,11 +49,3 @@ pub use server::{Command, Hello, Server};
 pub use server_image::Contents;
 pub use supervisor::{enter as enter_rack, supervise as supervise_rack};
 pub use wire::Ended;
-
-/// Installs the packages of those programs that are missing, and says which.
-///
-/// # Errors
-/// When `apt-get` is not there or fails; the error names the packages.
-pub fn ensure_programs(needed: &[Needed]) -> Result<()> {
-    Ok(bixi_image::host::ensure_programs(needed)?)
-}

@@ -33,6 +33,9 @@ const FIRST_RETRY: u64 = 500;
 /// The longest wait before a retry, in milliseconds.
 const LONGEST_RETRY: u64 = 30_000;
 
+/// How long after an order to end at once the VMM is told again, in milliseconds.
+const KILL_AGAIN: u64 = 5_000;
+
 /// Where the instance is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
@@ -183,7 +186,8 @@ struct Fault {
 struct Stop {
     /// When the button was pressed.
     pressed_at: Option<u64>,
-    killed: bool,
+    /// When the VMM was last told to end at once.
+    killed_at: Option<u64>,
 }
 
 /// An instance on this server.
@@ -265,6 +269,13 @@ impl Instance {
         if self.record.started.0 == self.record.epoch { self.record.started.1 } else { 0 }
     }
 
+    /// Tries again at once what has failed: its cause may be gone.
+    pub fn hurry(&mut self) {
+        if let Some(fault) = &mut self.fault {
+            fault.retry_at = 0;
+        }
+    }
+
     /// Whether an action is under way.
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -275,10 +286,8 @@ impl Instance {
     #[must_use]
     pub fn wake_at(&self) -> Option<u64> {
         let retry = self.fault.as_ref().map(|fault| fault.retry_at);
-        let stop = match (self.phase, &self.desired, self.stop.pressed_at) {
-            (Phase::Stopping, Some(desired), Some(at)) if !self.stop.killed => {
-                Some(at.saturating_add(deadline(desired.stop)))
-            }
+        let stop = match (self.phase, &self.desired) {
+            (Phase::Stopping, Some(desired)) => Some(self.kill_at(desired)),
             _ => None,
         };
         match (retry, stop) {
@@ -315,7 +324,7 @@ impl Instance {
                 if self.phase != Phase::Stopping {
                     self.become_phase(Phase::Stopping);
                 }
-                self.stop.killed = true;
+                self.stop.killed_at = Some(now);
             }
             Action::Attach(_) => self.attached = true,
             Action::Note(_) => self.unsaved = false,
@@ -371,9 +380,8 @@ impl Instance {
         if self.is_stale(desired) {
             return None;
         }
-        let accepted = self.record.definition.as_ref() == Some(desired);
-        let starts = accepted && self.wants_start(desired);
-        if let (true, false, Some(old)) = (self.attached, starts, &self.record.definition) {
+        // A start that was cut off is begun anew from where nothing is attached.
+        if let (true, Some(old)) = (self.attached, &self.record.definition) {
             return Some(Action::Detach(Box::new(old.clone())));
         }
         if desired.power == Power::Deleted {
@@ -382,12 +390,12 @@ impl Instance {
             let record = Record { deleted: true, run: None, epoch, ..self.record.clone() };
             return Some(Action::Remove { definitions, record: Box::new(record) });
         }
-        if !accepted {
+        if self.record.definition.as_ref() != Some(desired) {
             let definition = Some(desired.clone());
             let record = Record { definition, epoch: desired.epoch, ..self.record.clone() };
             return Some(Action::Accept(Box::new(record)));
         }
-        starts.then(|| Action::Fetch(Box::new(desired.clone())))
+        self.wants_start(desired).then(|| Action::Fetch(Box::new(desired.clone())))
     }
 
     fn next_start(&self, desired: DesiredInstance) -> Action {
@@ -411,9 +419,16 @@ impl Instance {
                 (false, ..) => Some(Action::Kill),
             };
         }
-        let pressed_at = self.stop.pressed_at.unwrap_or(0);
-        let due = now >= pressed_at.saturating_add(deadline(desired.stop));
-        (due && !self.stop.killed).then_some(Action::Kill)
+        (now >= self.kill_at(desired)).then_some(Action::Kill)
+    }
+
+    /// When a VMM that is being stopped is to be ended: at the deadline, and again if that had no effect.
+    fn kill_at(&self, desired: &DesiredInstance) -> u64 {
+        match (self.stop.killed_at, self.stop.pressed_at) {
+            (Some(at), _) => at.saturating_add(KILL_AGAIN),
+            (None, Some(at)) => at.saturating_add(deadline(desired.stop)),
+            (None, None) => 0,
+        }
     }
 
     /// Takes in what has come to be at `now`.
@@ -537,7 +552,7 @@ impl Instance {
         let wanted = self.phase == Phase::Stopping;
         self.record.ended = Some(match ending {
             Ending::ServerRestarted => ending,
-            _ if wanted => Ending::Stopped { forced: self.stop.killed },
+            _ if wanted => Ending::Stopped { forced: self.stop.killed_at.is_some() },
             _ => ending,
         });
         self.stop = Stop::default();

@@ -377,7 +377,7 @@ fn a_guest_that_hears_no_button_loses_its_power_at_the_deadline() {
     assert!(matches!(run.agent.plan(5_000), Some(Action::Press)));
     assert_eq!((run.agent.plan(34_999), run.agent.wake_at()), (None, Some(35_000)));
     assert_eq!(run.agent.plan(35_000), Some(Action::Kill));
-    assert_eq!(run.agent.plan(36_000), None);
+    assert_eq!((run.agent.plan(36_000), run.agent.plan(40_000)), (None, Some(Action::Kill)));
     run.agent.apply(Event::Exited { launched: true, ending: Ending::PoweredOff }, 36_000);
     assert_eq!(run.agent.record.ended, Some(Ending::Stopped { forced: true }));
     // One that is wanted gone at once is not asked.

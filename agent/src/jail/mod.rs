@@ -15,6 +15,7 @@ pub mod cgroup;
 mod root;
 
 use crate::durable;
+use crate::process::close_inherited;
 use bixi_api::compute::{ConsoleConfig, VmConfig};
 use bixi_api::file::FileSource;
 use rustix::fs::MemfdFlags;
@@ -83,6 +84,7 @@ impl<T, E: Into<io::Error>> Attempt<T> for std::result::Result<T, E> {
 /// # Errors
 /// Anything of it cannot be made; nothing is left behind but files.
 pub fn run(path: &Path) -> Result<()> {
+    close_inherited().attempt("close what was left open")?;
     let text = std::fs::read(path).attempt(format!("read {}", path.display()))?;
     let spec: Spec = serde_json::from_slice(&text).attempt(format!("read {}", path.display()))?;
     let handed = Handed::open(&spec)?;

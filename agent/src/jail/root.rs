@@ -42,9 +42,9 @@ fn leave_rootfs(place: &Path) -> Result<()> {
 
 /// Whether the root is the kernel's own first file system.
 fn is_rootfs(mounts: &str) -> bool {
-    let root = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
+    let mut root = mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/"));
     // What is mounted last is seen. The type is behind the separator.
-    let kind = root.last().and_then(|line| line.split_once(" - "));
+    let kind = root.next_back().and_then(|line| line.split_once(" - "));
     kind.is_none_or(|(_, rest)| rest.starts_with("rootfs "))
 }
 

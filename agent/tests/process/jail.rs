@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 fn status(pid: i32, field: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    line.unwrap().trim().split_whitespace().next().unwrap().to_owned()
+    line.unwrap().split_whitespace().next().unwrap().to_owned()
 }
 
 #[test]

@@ -114,8 +114,15 @@ fn neither_the_cloud_nor_agent_nor_card_takes_a_guest_with_it() {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
         }
     }
-    wait_for("the card's end", || rig.processes("bixi-storage").is_empty().then_some(()));
+    for program in ["bixi-storage", "bixi-network"] {
+        wait_for("the card's end", || rig.processes(program).is_empty().then_some(()));
+    }
+    rig.cloud.forget_report();
     rig.start(None);
+    let pid = rig.cloud.wait("a card", |report| {
+        let up = report.cards.iter().all(|card| card.pid.is_some());
+        up.then(|| report.cards.iter().find(|card| card.name == "network")?.pid).flatten()
+    });
     rig.wait_state(InstanceState::Running);
     let control = rig.path("run/vm/i-1/control");
     wait_for("back ends", || {
@@ -125,9 +132,8 @@ fn neither_the_cloud_nor_agent_nor_card_takes_a_guest_with_it() {
     assert_eq!(rig.one_vmm(), vmm);
 
     // And with one: the break is in the ledger.
-    let pid = rig.processes("bixi-network")[0];
     rustix::process::kill_process(
-        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Pid::from_raw(pid.cast_signed()).unwrap(),
         rustix::process::Signal::KILL,
     )
     .unwrap();

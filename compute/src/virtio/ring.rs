@@ -114,7 +114,7 @@ impl LocalRing {
             },
             features,
             base,
-            notifiers: Notifiers { call, ..Notifiers::default() },
+            notifiers: Notifiers { call, own: true, ..Notifiers::default() },
             inflight: None,
             log: None,
         };

@@ -226,6 +226,7 @@ impl Rig {
             kick: Some(queue.fds().kick.clone()),
             call: Some(queue.fds().call.clone()),
             error: None,
+            own: false,
         };
         let setup = QueueSetup { layout, features, base: 0, notifiers, inflight: None, log: None };
         let split = SplitQueue::new(Arc::clone(queue.memory()), setup).unwrap();

@@ -362,7 +362,12 @@ impl Shell {
             layout,
             features: setup.features,
             base: setup.base,
-            notifiers: Notifiers { kick: setup.kick, call: setup.call, error: setup.error },
+            notifiers: Notifiers {
+                kick: setup.kick,
+                call: setup.call,
+                error: setup.error,
+                own: false,
+            },
             inflight,
             log: None,
         };

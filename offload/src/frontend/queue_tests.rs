@@ -22,6 +22,7 @@ fn device(queue: &DriverQueue, features: u64) -> SplitQueue {
         kick: Some(queue.fds().kick.clone()),
         call: Some(queue.fds().call.clone()),
         error: None,
+        own: false,
     };
     let setup = QueueSetup { layout, features, base: 0, notifiers, inflight: None, log: None };
     SplitQueue::new(Arc::clone(queue.memory()), setup).unwrap()

@@ -21,6 +21,9 @@ pub struct Notifiers {
     pub call: Option<SharedFd>,
     /// Our *this ring is broken*.
     pub error: Option<SharedFd>,
+    /// Whether this process has made them all: eventfds for certain, where nobody else's would be looked at. A process
+    /// in a jail has no `/proc` to look with.
+    pub own: bool,
 }
 
 impl Notifiers {
@@ -32,7 +35,7 @@ impl Notifiers {
     /// Whether all of them can be used without ever blocking.
     pub(super) fn check(&self) -> Result<(), RingError> {
         let named = [("kick", &self.kick), ("call", &self.call), ("error", &self.error)];
-        named.into_iter().try_for_each(|(name, fd)| check(name, fd.as_ref()))
+        named.into_iter().try_for_each(|(name, fd)| check(name, fd.as_ref(), self.own))
     }
 }
 
@@ -42,16 +45,18 @@ const EVENTFD: &[u8] = b"anon_inode:[eventfd]";
 /// Whether a front end's descriptor is an eventfd, which can be used without ever blocking; makes it non-blocking.
 ///
 /// Asked of the kernel's own table and not of the file: a file system in user space may never answer.
-pub(super) fn check(name: &'static str, fd: Option<&SharedFd>) -> Result<(), RingError> {
+pub(super) fn check(name: &'static str, fd: Option<&SharedFd>, own: bool) -> Result<(), RingError> {
     let Some(fd) = fd else { return Ok(()) };
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let eventfd =
-        rustix::fs::readlink(link, Vec::new()).is_ok_and(|link| link.as_bytes() == EVENTFD);
-    let nonblocking = eventfd
+    let nonblocking = (own || is_eventfd(fd))
         && rustix::fs::fcntl_getfl(fd)
             .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK))
             .is_ok();
     if nonblocking { Ok(()) } else { Err(RingError::Notifier(name)) }
+}
+
+fn is_eventfd(fd: &SharedFd) -> bool {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::readlink(link, Vec::new()).is_ok_and(|link| link.as_bytes() == EVENTFD)
 }
 
 /// Adds one to an eventfd. A counter that is full has been signalled already, and a descriptor that refuses is the

@@ -515,7 +515,7 @@ impl SplitQueue {
     }
 
     fn checked(&mut self, name: &'static str, fd: Option<SharedFd>) -> Option<SharedFd> {
-        match notify::check(name, fd.as_ref()) {
+        match notify::check(name, fd.as_ref(), self.notifiers.own) {
             Ok(()) => fd,
             Err(error) => {
                 self.fail(error);
