@@ -7,12 +7,16 @@
 //! | `PUT /v1/ports/{id}` | [`PortAdd`] | [`PortDescription`] |
 //! | `GET /v1/ports/{id}` | | [`PortDescription`] |
 //! | `DELETE /v1/ports/{id}` | | `null` |
+//! | `GET /v1/ports/{id}/metadata` | | [`MetadataDescription`] |
+//! | `PUT /v1/ports/{id}/metadata` | [`PortMetadata`] | [`MetadataDescription`] |
 //! | `GET /v1/segments` | | `[`[`SegmentDescription`]`]` |
 //! | `GET /v1/segments/{vni}` | | [`SegmentDescription`] |
 //! | `PUT /v1/segments/{vni}` | [`SegmentConfig`] | [`SegmentDescription`] |
 //! | `DELETE /v1/segments/{vni}` | | `null` |
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -91,6 +95,64 @@ fn yes() -> bool {
     true
 }
 
+/// What the guest of a port finds at `http://100.100.100.200` and `http://169.254.169.254`. Each `PUT` replaces all of
+/// it; it goes with the port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PortMetadata {
+    /// Grows with every change; a lower one than the card has is refused.
+    pub generation: u64,
+    /// Whether a guest must get itself a token first.
+    #[serde(default)]
+    pub http_tokens: HttpTokens,
+    /// The documents by path, without a leading `/`: `latest/meta-data/instance-id`. What is below `latest` is found
+    /// below `2016-01-01` too.
+    pub documents: BTreeMap<String, Document>,
+}
+
+/// Whether a guest needs a token to read its metadata.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HttpTokens {
+    /// It may use one.
+    #[default]
+    Optional,
+    /// It gets nothing without one.
+    Required,
+}
+
+/// The content of a document.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Document {
+    /// Text as it is.
+    Text(String),
+    /// Bytes in base64, with padding.
+    Base64(String),
+}
+
+impl fmt::Debug for Document {
+    /// User data has passwords in it, and requests are logged.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Text(content) | Self::Base64(content)) = self;
+        write!(f, "Document({} bytes)", content.len())
+    }
+}
+
+/// The metadata of a port as it is now, without what is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MetadataDescription {
+    /// What is in force.
+    pub generation: u64,
+    /// Whether a guest must get itself a token first.
+    pub http_tokens: HttpTokens,
+    /// How many documents there are.
+    pub documents: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
 /// A port as it is now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -106,6 +168,9 @@ pub struct PortDescription {
     /// When the guest's DHCP lease ends, in seconds since 1970, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_until: Option<u64>,
+    /// The generation of its metadata, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<u64>,
     /// Counters since the process started.
     pub statistics: PortStatistics,
 }
@@ -130,7 +195,7 @@ pub struct PortStatistics {
     pub unknown_destination: u64,
     /// Packets of the guest dropped because they are malformed.
     pub malformed: u64,
-    /// ARP and DHCP requests answered by the card.
+    /// ARP, DHCP and DNS requests answered by the card, and packets taken for the metadata server.
     pub answered: u64,
     /// Packets of the guest dropped because they are for many: nothing is flooded.
     #[serde(default)]
@@ -147,6 +212,9 @@ pub struct PortStatistics {
     /// Packets of the guest dropped because the network between servers did not take them.
     #[serde(default)]
     pub underlay_failed: u64,
+    /// Packets of the guest dropped because it asked the card's DNS or metadata server too often.
+    #[serde(default)]
+    pub limited: u64,
     /// Flows in the port's cache now.
     #[serde(default)]
     pub flows: u64,
@@ -171,7 +239,7 @@ pub struct SegmentConfig {
     /// The gateway that DHCP announces and the card answers ARP for; none unless told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<Ipv4Addr>,
-    /// DNS servers that DHCP announces.
+    /// DNS servers that DHCP announces; if there are none, those of `names`.
     #[serde(default)]
     pub dns: Vec<Ipv4Addr>,
     /// The guests' MTU in bytes, announced by DHCP and enforced.
@@ -179,6 +247,40 @@ pub struct SegmentConfig {
     /// The segment's addresses on other servers.
     #[serde(default)]
     pub peers: Vec<Peer>,
+    /// The names that the card answers DNS for; unless told, it answers no DNS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub names: Option<SegmentNames>,
+}
+
+/// The names of a segment's hosts, for which the card is the DNS server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SegmentNames {
+    /// The addresses at which the card answers. Unless told, the two that instances of Alibaba Cloud find their DNS
+    /// servers at: no VPC can have them for itself, so they are the same in every segment.
+    #[serde(default = "name_servers")]
+    pub servers: Vec<Ipv4Addr>,
+    /// The domain of the names, which DHCP announces as search domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Each name with an address. A name with several addresses is given several times.
+    #[serde(default)]
+    pub hosts: Vec<NamedHost>,
+}
+
+/// The addresses at which instances of Alibaba Cloud find their DNS servers.
+pub fn name_servers() -> Vec<Ipv4Addr> {
+    vec![Ipv4Addr::new(100, 100, 2, 136), Ipv4Addr::new(100, 100, 2, 138)]
+}
+
+/// A name and an address of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct NamedHost {
+    /// Its name, without the domain.
+    pub name: String,
+    /// Its address.
+    pub ipv4: Ipv4Addr,
 }
 
 /// One address of a segment that lives on another server.

@@ -6,6 +6,7 @@ use crate::failure::{CODES, Failure};
 use crate::inherited;
 use bixi_api::client::ControlClient;
 use bixi_api::compute::{VmDescription, VmStatistics};
+use bixi_offload::log_sink::{LogFlush, LogSink};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -99,7 +100,7 @@ impl Arguments {
                 runtime()?.block_on(ask(&ControlClient::new(socket), request, output))
             }
             (None, RunArguments { config: Some(path), check, log }) => {
-                start_logging(log);
+                let _flush = start_logging(log)?;
                 let checked = config::read(&path)?;
                 if check {
                     return Ok(print(&format!("{}: the configuration is good\n", path.display()))?);
@@ -136,7 +137,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn start_logging(level: Level) {
+fn start_logging(level: Level) -> io::Result<LogFlush> {
     let level = match level {
         Level::Off => LevelFilter::OFF,
         Level::Error => LevelFilter::ERROR,
@@ -146,11 +147,13 @@ fn start_logging(level: Level) {
         Level::Trace => LevelFilter::TRACE,
     };
     let terminal = rustix::termios::isatty(io::stderr());
+    let (sink, flush) = LogSink::to_stderr()?;
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(terminal)
-        .with_writer(io::stderr)
+        .with_writer(move || sink.clone())
         .init();
+    Ok(flush)
 }
 
 async fn ask(client: &ControlClient, request: Ask, format: Format) -> Result<(), Failure> {

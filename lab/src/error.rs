@@ -28,6 +28,9 @@ pub enum Error {
     /// The machine lacks something the lab needs.
     #[error("{0}")]
     Unfit(String),
+    /// An image cannot be built.
+    #[error(transparent)]
+    Image(#[from] bixi_image::Error),
     /// There is no rack to talk to.
     #[error("no rack is up in {}: start one with `bixi-lab up`", state.display())]
     Down {

@@ -17,15 +17,10 @@
 //! outside its network namespace. Nothing here ships to production.
 
 mod agent;
-mod cache;
 mod console;
-mod cpio;
-mod elf;
 mod error;
 mod forward;
-mod guest_image;
 mod host;
-mod kernel;
 mod link;
 pub mod load;
 mod plan;
@@ -37,15 +32,14 @@ mod socket;
 pub mod stream;
 mod supervisor;
 mod terminal;
-mod tree;
 mod wire;
 
 pub use agent::serve as serve_agent;
+pub use bixi_image::host::{Needed, ensure_programs, install, say, set_quiet};
 pub use console::Console;
 pub use error::{Error, Result};
 pub use forward::Forward;
-pub use guest_image::GuestImage;
-pub use host::{Acceleration, Needed, ensure_programs, install, say, set_quiet};
+pub use host::Acceleration;
 pub use plan::{
     ServerState, ServerStatus, Status, UNDERLAY_MTU, management_address, underlay_address,
 };

@@ -1,13 +1,14 @@
 //! A rack from outside: bring it up, find one that is up, use its servers, take it down.
 
-use crate::cache::Cache;
 use crate::error::{Attempt, Error, Result};
-use crate::host::{self, Acceleration};
+use crate::host::{Acceleration, RACK_PROGRAMS, check};
 use crate::link::Link;
 use crate::plan::{Ask, Event, Places, Plan, Say, Status};
 use crate::server::Server;
 use crate::server_image::{Contents, ServerImage};
 use crate::supervisor::STAY;
+use bixi_image::cache::Cache;
+use bixi_image::host;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Flock, FlockType, Pid, Signal, fcntl_getlk};
 use std::fs;
@@ -100,11 +101,11 @@ impl Rack {
     /// # Errors
     /// When the machine is not fit for it, one is up already, or a server does not start.
     pub fn up(config: &Config) -> Result<Self> {
-        host::check()?;
+        check()?;
         if config.servers == 0 || config.servers > 32 {
             return Err(Error::Unfit(format!("{} servers: a rack has 1 to 32", config.servers)));
         }
-        host::ensure_programs(host::RACK_PROGRAMS)?;
+        host::ensure_programs(RACK_PROGRAMS)?;
         let state = prepare_folder(&config.state)?;
         let guard = exclusive(&state)?;
         let places = Places::new(&state);

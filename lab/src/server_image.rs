@@ -3,12 +3,12 @@
 //!
 //! The RAM file system is two archives: one that changes rarely and is cached, one with the binaries of the last build.
 
-use crate::cache::Cache;
 use crate::error::{Attempt, Result};
-use crate::guest_image::GuestImage;
-use crate::host;
-use crate::kernel::Kernel;
-use crate::tree::Tree;
+use bixi_image::cache::Cache;
+use bixi_image::host;
+use bixi_image::kernel::Kernel;
+use bixi_image::tiny::{Tiny, busybox, stripped};
+use bixi_image::tree::Tree;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ impl ServerImage {
     pub fn build(cache: &Cache, lab: &Path, contents: &Contents) -> Result<Self> {
         let kernel = Kernel::debian(cache)?;
         let busybox = busybox(cache)?;
-        let guest = GuestImage::build(cache, &kernel, &busybox, lab)?;
+        let guest = Tiny::build(cache, &[("bin/bixi-lab", lab)])?;
         Ok(Self {
             base: base(cache, &kernel, &busybox, lab)?,
             binaries: binaries(cache, &contents.binaries)?,
@@ -77,26 +77,6 @@ impl ServerImage {
     }
 }
 
-/// Debian's statically linked busybox.
-fn busybox(cache: &Cache) -> Result<PathBuf> {
-    let folder = cache.entry("busybox", "debian-static", |folder| {
-        host::unpack_package("busybox-static", folder)
-    })?;
-    let usual = folder.join("bin/busybox");
-    Ok(if usual.exists() { usual } else { folder.join("usr/bin/busybox") })
-}
-
-/// A program without its debug information, which would only cost memory in a server.
-pub(crate) fn stripped(cache: &Cache, program: &Path) -> Result<PathBuf> {
-    let mut tree = Tree::new();
-    let key = format!("{:016x}", tree.file("x", program, 0o755).fingerprint()?);
-    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    cache.entry(&format!("stripped-{name}"), &key, |path| {
-        host::run(host::program("strip").arg("--strip-debug").arg("-o").arg(path).arg(program))?;
-        Ok(())
-    })
-}
-
 fn base(cache: &Cache, kernel: &Kernel, busybox: &Path, lab: &Path) -> Result<PathBuf> {
     let mut tree = Tree::new();
     tree.file("bin/busybox", busybox, 0o755)
@@ -107,10 +87,10 @@ fn base(cache: &Cache, kernel: &Kernel, busybox: &Path, lab: &Path) -> Result<Pa
         .bytes("etc/group", "root:x:0:\n", 0o644)
         .directory("root")
         .character_device("dev/console", 5, 1);
-    add_modules(&mut tree, kernel, MODULES)?;
+    kernel.add_modules(&mut tree, MODULES)?;
     tree.program("bin/bixi-lab", &stripped(cache, lab)?, None)?;
     let key = format!("{:016x}", tree.fingerprint()?);
-    cache.entry("server", &key, |path| tree.write_archive(path))
+    Ok(cache.entry("server", &key, |path| tree.write_archive(path))?)
 }
 
 fn binaries(cache: &Cache, binaries: &[PathBuf]) -> Result<PathBuf> {
@@ -120,10 +100,10 @@ fn binaries(cache: &Cache, binaries: &[PathBuf]) -> Result<PathBuf> {
         tree.program(&format!("usr/bin/{name}"), &stripped(cache, binary)?, None)?;
     }
     let key = format!("{:016x}", tree.fingerprint()?);
-    cache.entry("binaries", &key, |path| tree.write_archive(path))
+    Ok(cache.entry("binaries", &key, |path| tree.write_archive(path))?)
 }
 
-fn disk(cache: &Cache, guest: &GuestImage, contents: &Contents) -> Result<PathBuf> {
+fn disk(cache: &Cache, guest: &Tiny, contents: &Contents) -> Result<PathBuf> {
     let mut tree = Tree::new();
     tree.file("guest/bzImage", &guest.kernel, 0o644).file("guest/vmlinux", &guest.elf, 0o644).file(
         "guest/initrd",
@@ -138,20 +118,8 @@ fn disk(cache: &Cache, guest: &GuestImage, contents: &Contents) -> Result<PathBu
         tree.file(name, file, 0o644);
     }
     let key = format!("{:016x}", tree.fingerprint()?);
-    cache.entry("disk", &key, |path| {
+    Ok(cache.entry("disk", &key, |path| {
         host::say("writing the servers' disk of programs and guest files");
         tree.write_ext4(path)
-    })
-}
-
-/// Adds kernel modules and the file that says in which order they load.
-pub(crate) fn add_modules(tree: &mut Tree, kernel: &Kernel, wanted: &[&str]) -> Result<()> {
-    let mut order = String::new();
-    for (module, path) in kernel.modules(wanted)? {
-        tree.file(&format!("lib/modules/{module}.ko"), path, 0o644);
-        order.push_str(&module);
-        order.push('\n');
-    }
-    tree.bytes("lib/modules/order", order, 0o644);
-    Ok(())
+    })?)
 }

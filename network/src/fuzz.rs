@@ -3,11 +3,16 @@
 //! Each function takes anything and must return; what it finds to be inconsistent it says by a panic, which is a finding.
 
 use crate::address::Mac;
-use crate::answer::{arp, dhcp, icmp};
+use crate::answer::{arp, dhcp, dns, icmp};
 use crate::engine::flow::FlowTable;
 use crate::engine::key::Key;
+use crate::engine::names::Names;
 use crate::engine::policy::{Ingress, Packet, decide};
 use crate::engine::view::{Network, PortIndex, PortView, SegmentView};
+use crate::metadata::documents::Documents;
+use crate::metadata::stack::{LONGEST, Now, Stack};
+use crate::metadata::token::Key as TokenKey;
+use crate::metadata::{Metadata, http};
 use crate::packet::offload::Offload;
 use crate::packet::segment::Segments;
 use crate::packet::{HEAD, Payload, checksum, parse, vxlan};
@@ -23,7 +28,8 @@ fn port() -> PortView {
 }
 
 fn segment() -> SegmentView {
-    let network = Network { prefix_len: 24, gateway: Some([10, 0, 0, 254].into()), dns: vec![] };
+    let network =
+        Network { prefix_len: 24, gateway: Some([10, 0, 0, 254].into()), dns: vec![], names: None };
     SegmentView::new(7, 1, 1450, Some(network), [&port()].into_iter(), std::iter::empty(), None)
 }
 
@@ -94,6 +100,8 @@ pub fn dhcp(data: &[u8]) {
         mask: [255, 255, 255, 0].into(),
         gateway: None,
         dns: &[ADDRESS; 9],
+        domain: Some("lab.internal"),
+        services: &[ADDRESS; 4],
         mtu: 1450,
         server: [10, 0, 0, 254].into(),
         server_mac: Mac([2; 6]),
@@ -102,6 +110,47 @@ pub fn dhcp(data: &[u8]) {
     let outcome = dhcp::answer(&mut out, &frame, &ipv4, &offer);
     assert_eq!(outcome.answered, !out.is_empty());
     assert!(out.is_empty() || parse(&out, out.len()).is_ok());
+}
+
+/// A DNS message, answered.
+pub fn dns(data: &[u8]) {
+    let mut names = Names::new(vec![], Some("lab.internal"), [10, 0, 0, 0].into(), 24);
+    names.add("web", ADDRESS);
+    if let Some(response) = dns::respond(data, &names) {
+        assert!(response.len() <= 512 && response[2] & 0x80 != 0);
+    }
+}
+
+fn metadata() -> Metadata {
+    let documents = vec![("latest/user-data".to_owned(), vec![7; 9000])];
+    let documents = Documents::new(documents).unwrap_or_default();
+    Metadata { port: "eni-1".to_owned(), documents, tokens_required: true, key: TokenKey([1; 32]) }
+}
+
+/// A request to the metadata server.
+pub fn metadata_request(data: &[u8]) {
+    if let http::Step::Answer(length, _) = http::step(data, &metadata(), 1) {
+        assert!(length > 0 && length <= data.len());
+    }
+}
+
+/// Packets to the metadata server's TCP, each behind a byte of time that passed and one of its length.
+pub fn metadata_packets(data: &[u8]) {
+    let metadata = metadata();
+    let mut now = Now { instant: std::time::Instant::now(), seconds: 1 };
+    let mut stack = Stack::new(now);
+    let mut rest = data;
+    while let [time, length, behind @ ..] = rest {
+        now.instant += std::time::Duration::from_millis(u64::from(*time) * 50);
+        let (packet, behind) = behind.split_at(behind.len().min((*length).into()));
+        stack.take(packet, &metadata, now);
+        stack.turn(&metadata, now);
+        while let Some(packet) = stack.next_packet() {
+            assert!(packet.len() <= 576);
+        }
+        assert!(stack.deadline(now).is_none_or(|deadline| deadline <= now.instant + LONGEST));
+        rest = behind;
+    }
 }
 
 /// A datagram from another server, unwrapped.
@@ -141,6 +190,7 @@ pub fn record(data: &[u8]) {
     if let Ok(payload) = records::decode(data) {
         let _ = records::decode_port(&payload);
         let _ = records::decode_segment(&payload, None);
+        let _ = records::decode_metadata(&payload);
     }
 }
 
@@ -185,10 +235,27 @@ mod tests {
         dhcp[..3].copy_from_slice(&[1, 1, 6]);
         dhcp[28..34].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
         dhcp[236..247].copy_from_slice(&[0x63, 0x82, 0x53, 0x63, 53, 1, 1, 61, 2, 1, 1]);
+        let mut dns = vec![1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 3];
+        dns.extend_from_slice(b"web\x03lab\x08internal\0\0\x01\0\x01\0\0\x29\x04\xd0\0\0\0\0\0\0");
         let mut offload = vec![1, 1, 54, 0, 50, 0, 34, 0, 16, 0, 0, 0];
         offload.extend_from_slice(&tcp);
         let wrapped = [&[8, 0, 0, 0, 0, 0, 7, 0][..], &tcp].concat();
-        let seeds = vec![tcp, arp, dhcp, offload, wrapped, vec![0; 5000], vec![]];
+        let http =
+            b"PUT /latest/api/token HTTP/1.1\r\nX-aws-ec2-metadata-token-ttl-seconds: 1\r\n\r\n";
+        let mut packets = vec![9, 40];
+        packets.extend_from_slice(&tcp[14..54]);
+        let seeds = vec![
+            http.to_vec(),
+            packets,
+            tcp,
+            arp,
+            dhcp,
+            dns,
+            offload,
+            wrapped,
+            vec![0; 5000],
+            vec![],
+        ];
         let damage = prop::collection::vec((0usize..400, any::<u8>()), 0..8);
         let tail = prop::collection::vec(any::<u8>(), 0..80);
         (prop::sample::select(seeds), damage, tail, 0usize..5100).prop_map(
@@ -210,7 +277,7 @@ mod tests {
 
         #[test]
         fn every_parser_survives_anything(bytes in nearly()) {
-            for target in [frame, offload, arp, dhcp, vxlan, record] {
+            for target in [frame, offload, arp, dhcp, dns, vxlan, record, metadata_request] {
                 target(&bytes);
             }
         }
@@ -220,9 +287,10 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
         #[test]
-        fn every_table_survives_anything(bytes in nearly()) {
+        fn every_table_and_connection_survives_anything(bytes in nearly()) {
             flow_table(&bytes);
             lease_table(&bytes);
+            metadata_packets(&bytes);
         }
     }
 }

@@ -7,7 +7,7 @@
 //!           switch: on the worker thread; from guests' rings to guests' rings
 //!              │                   │                   │
 //!           engine: what is      answer: ARP, DHCP,   underlay: VXLAN over UDP
-//!           done with a frame    ICMP                 to other servers
+//!           done with a frame    DNS, ICMP; metadata  to other servers
 //!              │                   │                   │
 //!           packet: headers, checksums, segmentation   tables: flows and leases on tmpfs
 //! ```
@@ -22,6 +22,7 @@ pub mod cli;
 pub mod engine;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod metadata;
 pub mod packet;
 pub mod service;
 pub mod state;

@@ -38,6 +38,34 @@ pub struct PortState {
     pub deleted_at: u64,
 }
 
+/// What a port's guest reads of itself.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct MetadataState {
+    /// The port's id.
+    #[prost(string, tag = "1")]
+    pub port: String,
+    /// Grows with every change.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// Whether the guest needs a token.
+    #[prost(bool, tag = "3")]
+    pub tokens_required: bool,
+    /// The documents.
+    #[prost(message, repeated, tag = "4")]
+    pub documents: Vec<DocumentState>,
+}
+
+/// A document of a port's metadata.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct DocumentState {
+    /// Its path.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    /// Its content.
+    #[prost(bytes = "vec", tag = "2")]
+    pub bytes: Vec<u8>,
+}
+
 /// What the card knows about a segment.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct SegmentState {
@@ -65,6 +93,34 @@ pub struct SegmentState {
     /// Addresses on other servers.
     #[prost(message, repeated, tag = "8")]
     pub peers: Vec<PeerState>,
+    /// The names that the card answers DNS for, if it does.
+    #[prost(message, optional, tag = "9")]
+    pub names: Option<NamesState>,
+}
+
+/// The names of a segment's hosts.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NamesState {
+    /// Where the card answers.
+    #[prost(fixed32, repeated, tag = "1")]
+    pub servers: Vec<u32>,
+    /// The domain of the names, if they have one.
+    #[prost(string, optional, tag = "2")]
+    pub domain: Option<String>,
+    /// Each name with an address.
+    #[prost(message, repeated, tag = "3")]
+    pub hosts: Vec<NamedHostState>,
+}
+
+/// A name and an address of a host.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct NamedHostState {
+    /// Its name, without the domain.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its address.
+    #[prost(fixed32, tag = "2")]
+    pub ipv4: u32,
 }
 
 /// One address of a segment on another server.

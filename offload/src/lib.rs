@@ -15,6 +15,7 @@ pub mod failpoint;
 pub mod frontend;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod log_sink;
 pub mod memory;
 pub mod ring;
 pub mod sigbus;

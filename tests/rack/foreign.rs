@@ -166,6 +166,7 @@ fn testpmd(rack: &Rack) -> Result<()> {
         dns: Vec::new(),
         mtu: 1500,
         peers: Vec::new(),
+        names: None,
     };
     card.segment(SEGMENT, &segment)?;
     // testpmd shares huge pages with the card.

@@ -99,6 +99,7 @@ impl Pair {
             dns: Vec::new(),
             mtu: 1500,
             peers: vec![Peer { mac: peer.mac, ipv4: peer.address, endpoint }],
+            names: None,
         }
     }
 

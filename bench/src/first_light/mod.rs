@@ -41,7 +41,8 @@ pub fn run(effort: Effort) -> Result<Vec<Row>, BenchError> {
     let mut config = Config::new(folder.path())?;
     config.cache = concat!(env!("CARGO_MANIFEST_DIR"), "/../.lab/cache").into();
     config.servers = 1;
-    let peer = bixi_lab::ensure_programs(PEER).map_err(BenchError::from);
+    let peer =
+        bixi_lab::ensure_programs(PEER).map_err(bixi_lab::Error::from).map_err(BenchError::from);
     config.contents.programs.extend(find(&["/usr/bin"], "qemu-system-x86_64"));
     for name in FIRMWARE {
         let file = find(&["/usr/share/seabios", "/usr/share/qemu"], name);

@@ -59,6 +59,7 @@ fn configure(control: &Control, sockets: &[PathBuf; 2]) -> Result<(), BenchError
         dns: Vec::new(),
         mtu: 1500,
         peers: Vec::new(),
+        names: None,
     };
     let _: SegmentDescription = control.put(&format!("/v1/segments/{SEGMENT}"), &segment)?;
     for (end, socket) in ENDS.iter().zip(sockets) {

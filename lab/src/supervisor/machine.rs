@@ -2,14 +2,17 @@
 
 use super::network::tap;
 use crate::error::{Attempt, Result};
-use crate::host;
 use crate::plan::{Plan, UNDERLAY_MTU, octet};
-use crate::tree::make_ext4;
+use crate::socket;
+use bixi_image::host;
+use bixi_image::tree::make_ext4;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::fs;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 /// A running QEMU.
 pub(super) struct Machine {
@@ -68,6 +71,27 @@ pub(super) fn last_words(folder: &Path) -> String {
     format!("{} {}", read("qemu.log"), read("console.log")).trim().to_owned()
 }
 
+/// Where the server's processors are, as QEMU's monitor says: one that hangs tells nothing itself.
+pub(super) fn registers(folder: &Path) -> String {
+    let ask = || -> std::io::Result<Vec<u8>> {
+        let mut monitor = socket::connect(&folder.join("monitor.sock"))?;
+        monitor.set_read_timeout(Some(Duration::from_secs(1)))?;
+        monitor.write_all(b"info registers -a\n")?;
+        let mut said = vec![0; 32 << 10];
+        let mut length = 0;
+        // It says nothing when it is done; the time-out ends this.
+        while let Ok(n @ 1..) = monitor.read(&mut said[length..]) {
+            length += n;
+        }
+        said.truncate(length);
+        Ok(said)
+    };
+    let said = ask().unwrap_or_default();
+    let said = String::from_utf8_lossy(&said);
+    let lines = said.lines().filter(|line| line.starts_with("CPU#") || line.starts_with("RIP="));
+    lines.map(str::trim_end).collect::<Vec<_>>().join(" ")
+}
+
 fn arguments(plan: &Plan, number: usize) -> Vec<String> {
     let command_line = format!(
         // Without tsc=reliable an emulated server's clock is HPET, and its KVM has no master clock. Each character on
@@ -79,7 +103,7 @@ fn arguments(plan: &Plan, number: usize) -> Vec<String> {
         "-name bixi-server-{number} -machine q35 -smp {cpus} -m {memory} -nodefaults \
          -no-user-config -display none -no-reboot -device virtio-rng-pci \
          -chardev socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log \
-         -serial chardev:console \
+         -serial chardev:console -monitor unix:monitor.sock,server=on,wait=off \
          -device virtio-blk-pci,drive=scratch -device virtio-blk-pci,drive=programs",
         cpus = plan.cpus,
         memory = plan.memory_mib,

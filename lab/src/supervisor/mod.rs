@@ -270,7 +270,11 @@ impl Rack {
         }
         agent(number, Duration::from_secs(20)).map_err(|e| Error::Server {
             server: number,
-            message: format!("its agent cannot be reached: {e}; {}", self.last_words(number)),
+            message: format!(
+                "its agent cannot be reached: {e}; {}; {}",
+                self.last_words(number),
+                machine::registers(&self.places.server(number)),
+            ),
         })
     }
 
@@ -327,7 +331,16 @@ impl Rack {
 
 fn agent(number: usize, limit: Duration) -> io::Result<TcpStream> {
     let address = SocketAddr::from((management_address(number), wire::PORT));
-    let stream = TcpStream::connect_timeout(&address, limit)?;
+    let deadline = Instant::now() + limit;
+    let stream = loop {
+        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match TcpStream::connect_timeout(&address, left) {
+            // An emulated server on a busy machine may stand still for seconds: the kernel here gives up its address
+            // after three, which says nothing about the server.
+            Err(e) if e.kind() == io::ErrorKind::HostUnreachable && Instant::now() < deadline => {}
+            other => break other?,
+        }
+    };
     stream.set_nodelay(true)?;
     // A server that has died sends no farewell: whoever talks with it learns it after 17 seconds.
     sockopt::set_socket_keepalive(&stream, true)?;

@@ -1,8 +1,8 @@
 //! The rack's two networks: bridges in its own network namespace, with one TAP device per server on each.
 
 use crate::error::{Attempt, Error, Result};
-use crate::host;
 use crate::plan::UNDERLAY_MTU;
+use bixi_image::host;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Stdio;

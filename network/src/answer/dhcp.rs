@@ -30,11 +30,12 @@ const DNS_LIMIT: usize = 8;
 /// What tells DHCP from BOOTP.
 const MAGIC: u32 = 0x6382_5363;
 
-/// Option numbers (RFC 2132).
+/// Option numbers (RFC 2132; 119: RFC 3397; 121: RFC 3442).
 mod option {
     pub const MASK: u8 = 1;
     pub const ROUTER: u8 = 3;
     pub const DNS: u8 = 6;
+    pub const DOMAIN: u8 = 15;
     pub const MTU: u8 = 26;
     pub const REQUESTED: u8 = 50;
     pub const LEASE: u8 = 51;
@@ -43,6 +44,8 @@ mod option {
     pub const RENEWAL: u8 = 58;
     pub const REBINDING: u8 = 59;
     pub const CLIENT_ID: u8 = 61;
+    pub const SEARCH: u8 = 119;
+    pub const ROUTES: u8 = 121;
     pub const END: u8 = 255;
 }
 
@@ -59,6 +62,10 @@ pub struct Offer<'a> {
     pub gateway: Option<Ipv4Addr>,
     /// DNS servers.
     pub dns: &'a [Ipv4Addr],
+    /// The domain in which names are searched.
+    pub domain: Option<&'a str>,
+    /// Addresses outside of the network at which the card answers: a guest without gateway needs a route to them.
+    pub services: &'a [Ipv4Addr],
     /// The guests' MTU in bytes.
     pub mtu: u16,
     /// The server's address, as the guest sees it.
@@ -250,7 +257,27 @@ fn write_network(writer: &mut Options<'_>, offer: &Offer<'_>) -> Option<()> {
         }
         writer.put(option::DNS, &servers[..dns.len() * 4])?;
     }
+    write_domain(writer, offer)?;
+    if offer.gateway.is_none() && !offer.services.is_empty() {
+        // Destination descriptor of a single host, reached without a router.
+        let route = |service: &Ipv4Addr| [&[32], &service.octets()[..], &[0; 4]].concat();
+        let routes: Vec<u8> = offer.services.iter().flat_map(route).collect();
+        writer.put(option::ROUTES, &routes)?;
+    }
     writer.put(option::MTU, &offer.mtu.to_be_bytes())
+}
+
+/// Writes the domain twice: as clients know it since ever, and as a list to search, labels with their lengths.
+fn write_domain(writer: &mut Options<'_>, offer: &Offer<'_>) -> Option<()> {
+    let Some(domain) = offer.domain else { return Some(()) };
+    writer.put(option::DOMAIN, domain.as_bytes())?;
+    let mut search = Vec::with_capacity(domain.len() + 2);
+    for label in domain.split('.') {
+        search.push(u8::try_from(label.len()).ok()?);
+        search.extend_from_slice(label.as_bytes());
+    }
+    search.push(0);
+    writer.put(option::SEARCH, &search)
 }
 
 /// Writes options one behind the other and knows how many bytes they took.
@@ -295,6 +322,8 @@ mod tests {
             mask: [255, 255, 255, 0].into(),
             gateway: Some(SERVER),
             dns: &DNS,
+            domain: Some("lab.internal"),
+            services: &DNS,
             mtu: 1450,
             server: SERVER,
             server_mac: crate::address::GATEWAY_MAC,
@@ -382,6 +411,9 @@ mod tests {
         assert_eq!(repr.dns_servers.unwrap()[..], DNS);
         assert_eq!(repr.lease_duration, Some(LEASE_SECONDS));
         assert_eq!(option(&message, 26), Some(vec![5, 170]));
+        assert_eq!(option(&message, 15).unwrap(), b"lab.internal");
+        assert_eq!(option(&message, 119).unwrap(), b"\x03lab\x08internal\0");
+        assert_eq!(option(&message, 121), None);
         assert_eq!(option(&message, 61).unwrap()[1..], MAC.0);
 
         let mut request = client(DhcpMessageType::Request);
@@ -391,6 +423,18 @@ mod tests {
         let message = answer.unwrap().0;
         assert_eq!(lease, LeaseChange::Given);
         assert_eq!(option(&message, 53), Some(vec![5]));
+    }
+
+    #[test]
+    fn without_gateway_there_is_a_route_to_each_of_the_card_s_services() {
+        let offer = Offer { gateway: None, dns: &[SERVER; 9], ..offer() };
+        let frame = encode(&client(DhcpMessageType::Discover));
+        let Payload::Ipv4(ipv4) = parse(&frame, frame.len()).unwrap().payload else { panic!() };
+        let mut out = Vec::new();
+        assert!(answer(&mut out, &frame, &ipv4, &offer).answered);
+        let routes = [32, 100, 100, 2, 136, 0, 0, 0, 0, 32, 100, 100, 2, 138, 0, 0, 0, 0];
+        assert_eq!(option(&out[42..], 121), Some(routes.to_vec()));
+        assert_eq!(option(&out[42..], 3), None);
     }
 
     #[test]

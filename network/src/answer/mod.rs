@@ -1,4 +1,4 @@
-//! What the card answers itself: ARP, DHCP, and packets that are too big.
+//! What the card answers itself: ARP, DHCP, DNS, and packets that are too big.
 //!
 //! Invariants: an answer goes to the port that asked and to nobody else; it is written from what the card was told, never
 //! from what it saw; every function here is pure and takes any bytes without panic. An answer is appended to a buffer
@@ -6,6 +6,7 @@
 
 pub mod arp;
 pub mod dhcp;
+pub mod dns;
 pub mod icmp;
 
 use crate::address::Mac;
@@ -13,7 +14,7 @@ use crate::packet::{self, checksum};
 use std::net::Ipv4Addr;
 
 /// Appends an Ethernet header.
-fn push_ethernet(out: &mut Vec<u8>, destination: Mac, source: Mac, kind: u16) {
+pub(crate) fn push_ethernet(out: &mut Vec<u8>, destination: Mac, source: Mac, kind: u16) {
     out.extend_from_slice(&destination.0);
     out.extend_from_slice(&source.0);
     out.extend_from_slice(&kind.to_be_bytes());

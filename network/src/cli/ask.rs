@@ -5,10 +5,13 @@ use bixi_api::client::ControlClient;
 use bixi_api::network::NetworkDescription;
 use clap::ValueEnum;
 use serde::Serialize;
-use std::io::Write;
-use std::path::PathBuf;
+use serde::de::DeserializeOwned;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// No body of a request in a file is larger, in bytes.
+const FILE_LIMIT: u64 = 16 << 20;
 /// How long a request waits that waits for queues to come back.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -70,6 +73,20 @@ pub(super) fn escape(id: &str) -> String {
     id.bytes()
         .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
         .collect()
+}
+
+/// Reads a request's body from a file, or from standard input if the file is `-`.
+pub(super) fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T, Failure> {
+    let mut text = String::new();
+    let shown = file.display();
+    let failed = |e: std::io::Error| Failure::usage(format!("cannot read {shown}: {e}"));
+    if file.as_os_str() == "-" {
+        std::io::stdin().take(FILE_LIMIT).read_to_string(&mut text).map_err(failed)?;
+    } else {
+        let file = std::fs::File::open(file).map_err(failed)?;
+        file.take(FILE_LIMIT).read_to_string(&mut text).map_err(failed)?;
+    }
+    serde_json::from_str(&text).map_err(|e| Failure::usage(format!("{shown}: {e}")))
 }
 
 #[cfg(test)]

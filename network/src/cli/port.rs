@@ -1,8 +1,8 @@
 //! `bixi-network port …`: one request to the control socket.
 
-use super::ask::{Whom, escape};
+use super::ask::{Whom, escape, read_json};
 use super::{Failure, show};
-use bixi_api::network::{PortAdd, PortDescription};
+use bixi_api::network::{MetadataDescription, PortAdd, PortDescription, PortMetadata};
 use clap::Subcommand;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -51,6 +51,14 @@ enum Verb {
         #[arg(long)]
         allow_unsealed: bool,
     },
+    /// What the guest of a port can read of itself; with a file, let it read that from now on.
+    Metadata {
+        /// The port's id.
+        id: String,
+        /// The generation, whether tokens are needed, and all documents as JSON, from a file or - for standard input.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
     /// Serve a port no longer.
     Delete {
         /// The port's id.
@@ -82,6 +90,14 @@ pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Fail
             };
             let port: PortDescription = client.put(&path(id), &add).await?;
             whom.write(&port, |port| show::ports(std::slice::from_ref(port)))
+        }
+        Verb::Metadata { id, file } => {
+            let path = format!("{}/metadata", path(id));
+            let metadata: MetadataDescription = match file {
+                Some(file) => client.put(&path, &read_json::<PortMetadata>(file)?).await?,
+                None => client.get(&path).await?,
+            };
+            whom.write(&metadata, show::metadata)
         }
         Verb::Delete { id } => Ok(client.delete(&path(id)).await?),
     }

@@ -1,15 +1,11 @@
 //! `bixi-network segment …`: one request to the control socket.
 
-use super::ask::Whom;
+use super::ask::{Whom, read_json};
 use super::{Failure, show};
 use bixi_api::network::{Peer, SegmentConfig, SegmentDescription};
 use clap::Subcommand;
-use std::io::Read;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
-
-/// No description of a segment in a file is larger, in bytes.
-const FILE_LIMIT: u64 = 16 << 20;
+use std::path::PathBuf;
 
 /// What is asked, and of whom.
 #[derive(Debug, clap::Args)]
@@ -33,7 +29,7 @@ enum Verb {
     Set {
         /// Its VXLAN network identifier.
         vni: u32,
-        /// All of it as JSON, from a file or - for standard input; no other option then.
+        /// All of it as JSON, names of hosts too, from a file or - for standard input; no other option then.
         #[arg(long, value_name = "FILE", conflicts_with_all = ["generation", "network", "mtu"])]
         file: Option<PathBuf>,
         /// Grows with every change; a lower one than the process has is refused.
@@ -95,7 +91,7 @@ pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Fail
         }
         Verb::Set { vni, file, generation, network, mtu, gateway, dns, peer } => {
             let config = match (file, generation, network) {
-                (Some(file), ..) => read(file)?,
+                (Some(file), ..) => read_json(file)?,
                 (None, Some(generation), Some((network, prefix_len))) => SegmentConfig {
                     generation: *generation,
                     network: *network,
@@ -104,6 +100,7 @@ pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Fail
                     dns: dns.clone(),
                     mtu: *mtu,
                     peers: peer.clone(),
+                    names: None,
                 },
                 _ => return Err(Failure::usage("give --generation and --network, or --file")),
             };
@@ -112,19 +109,6 @@ pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Fail
         }
         Verb::Delete { vni } => Ok(client.delete(&path(*vni)).await?),
     }
-}
-
-fn read(file: &Path) -> Result<SegmentConfig, Failure> {
-    let mut text = String::new();
-    let shown = file.display();
-    let failed = |e: std::io::Error| Failure::usage(format!("cannot read {shown}: {e}"));
-    if file.as_os_str() == "-" {
-        std::io::stdin().take(FILE_LIMIT).read_to_string(&mut text).map_err(failed)?;
-    } else {
-        let file = std::fs::File::open(file).map_err(failed)?;
-        file.take(FILE_LIMIT).read_to_string(&mut text).map_err(failed)?;
-    }
-    serde_json::from_str(&text).map_err(|e| Failure::usage(format!("{shown}: {e}")))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Answers as tables for people.
 
 use bixi_api::network::{
-    NetworkDescription, PortDescription, SegmentConfig, SegmentDescription, UnderlayStatistics,
+    HttpTokens, MetadataDescription, NetworkDescription, PortDescription, SegmentConfig,
+    SegmentDescription, UnderlayStatistics,
 };
 use std::fmt::Write;
 
@@ -83,6 +84,7 @@ pub(super) fn port(port: &PortDescription) -> String {
         ("queue pairs", add.queue_pairs.to_string()),
         ("sealed memory", if add.require_sealed { "required" } else { "not required" }.to_owned()),
         ("lease until", or_dash(port.lease_until)),
+        ("metadata", or_dash(port.metadata.map(|generation| format!("generation {generation}")))),
         ("last fault", or_dash(port.last_fault.as_ref())),
     ]);
     text.push_str(&lines(&[
@@ -98,11 +100,24 @@ pub(super) fn port(port: &PortDescription) -> String {
         ("other protocol", seen.other_protocol.to_string()),
         ("too big", seen.too_big.to_string()),
         ("underlay failed", seen.underlay_failed.to_string()),
+        ("limited", seen.limited.to_string()),
         ("flows", seen.flows.to_string()),
         ("evicted flows", seen.evicted_flows.to_string()),
         ("torn records", seen.torn_records.to_string()),
     ]));
     text
+}
+
+pub(super) fn metadata(metadata: &MetadataDescription) -> String {
+    let tokens = match metadata.http_tokens {
+        HttpTokens::Optional => "optional",
+        HttpTokens::Required => "required",
+    };
+    lines(&[
+        ("generation", metadata.generation.to_string()),
+        ("tokens", tokens.to_owned()),
+        ("documents", format!("{} ({} bytes)", metadata.documents, metadata.bytes)),
+    ])
 }
 
 pub(super) fn segments(segments: &[SegmentDescription]) -> String {
@@ -123,7 +138,7 @@ pub(super) fn segments(segments: &[SegmentDescription]) -> String {
 }
 
 pub(super) fn segment(SegmentDescription { vni, config }: &SegmentDescription) -> String {
-    let SegmentConfig { generation, network, prefix_len, gateway, dns, mtu, peers } = config;
+    let SegmentConfig { generation, network, prefix_len, gateway, dns, mtu, peers, names } = config;
     let mut text = lines(&[
         ("vni", vni.to_string()),
         ("generation", generation.to_string()),
@@ -131,11 +146,16 @@ pub(super) fn segment(SegmentDescription { vni, config }: &SegmentDescription) -
         ("gateway", or_dash(*gateway)),
         ("dns", joined(dns)),
         ("mtu", mtu.to_string()),
+        ("domain", or_dash(names.as_ref().and_then(|names| names.domain.as_ref()))),
+        ("names at", joined(names.as_ref().map_or(&[][..], |names| &names.servers))),
     ]);
     let rows = peers
         .iter()
         .map(|peer| [peer.mac.clone(), peer.ipv4.to_string(), peer.endpoint.to_string()]);
     text.push_str(&table(["MAC", "IPV4", "ENDPOINT"], rows));
+    let hosts = names.iter().flat_map(|names| &names.hosts);
+    let rows = hosts.map(|host| [host.name.clone(), host.ipv4.to_string()]);
+    text.push_str(&table(["NAME", "IPV4"], rows));
     text
 }
 

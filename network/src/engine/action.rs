@@ -24,6 +24,10 @@ pub enum Answer {
     Arp,
     /// DHCP.
     Dhcp,
+    /// DNS.
+    Dns,
+    /// The metadata server.
+    Metadata,
 }
 
 /// Why a frame is dropped; each is a counter.
@@ -46,11 +50,13 @@ pub enum Reason {
     TooBig = 6,
     /// It goes to another server, and the underlay could not take it.
     Underlay = 7,
+    /// It asks the card's DNS or metadata server, too often.
+    Limited = 8,
 }
 
 impl Reason {
     /// How many reasons there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     /// All of them, in order.
     pub const ALL: [Self; Self::COUNT] = [
@@ -62,6 +68,7 @@ impl Reason {
         Self::OtherProtocol,
         Self::TooBig,
         Self::Underlay,
+        Self::Limited,
     ];
 }
 

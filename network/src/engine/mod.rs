@@ -17,5 +17,6 @@
 pub mod action;
 pub mod flow;
 pub mod key;
+pub mod names;
 pub mod policy;
 pub mod view;

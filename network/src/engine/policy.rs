@@ -13,7 +13,9 @@
 
 use super::action::{Action, Answer, Reason};
 use super::view::{Place, PortView, SegmentView};
-use crate::answer::dhcp;
+use crate::address::GATEWAY_MAC;
+use crate::answer::{dhcp, dns};
+use crate::metadata;
 use crate::packet::{Frame, Ipv4, Payload};
 
 /// Where a frame came from.
@@ -74,8 +76,24 @@ fn services(packet: &Packet<'_>) -> Option<Action> {
     match &packet.frame.payload {
         Payload::Arp => Some(Action::Answer(Answer::Arp)),
         Payload::Ipv4(ipv4) if dhcp::is_request(ipv4) => Some(Action::Answer(Answer::Dhcp)),
+        Payload::Ipv4(ipv4) if asks_for_name(packet, ipv4) => Some(Action::Answer(Answer::Dns)),
+        Payload::Ipv4(ipv4) if asks_for_metadata(packet, ipv4) => {
+            Some(Action::Answer(Answer::Metadata))
+        }
         _ => carried(packet),
     }
+}
+
+/// Whether a packet is for the card's own DNS server.
+fn asks_for_name(packet: &Packet<'_>, ipv4: &Ipv4) -> bool {
+    dns::is_request(ipv4)
+        && packet.frame.destination == GATEWAY_MAC
+        && packet.segment.names_at(ipv4.destination).is_some()
+}
+
+/// Whether a packet is for the metadata server, which is at the same place in every segment.
+fn asks_for_metadata(packet: &Packet<'_>, ipv4: &Ipv4) -> bool {
+    metadata::is_request(ipv4) && packet.frame.destination == GATEWAY_MAC
 }
 
 /// Only IPv4 for one host goes anywhere.
@@ -108,7 +126,7 @@ fn destination(packet: &Packet<'_>) -> Option<Action> {
 mod tests {
     use super::super::view::{Network, PeerView, PortIndex};
     use super::*;
-    use crate::address::{GATEWAY_MAC, Mac};
+    use crate::address::Mac;
     use crate::packet::parse;
     use etherparse::PacketBuilder;
     use std::net::Ipv4Addr;
@@ -133,7 +151,8 @@ mod tests {
     fn segment() -> SegmentView {
         let peer =
             PeerView { mac: mac(3), ipv4: address(3), endpoint: "192.0.2.2:4789".parse().unwrap() };
-        let network = Network { prefix_len: 24, gateway: Some(address(254)), dns: vec![] };
+        let network =
+            Network { prefix_len: 24, gateway: Some(address(254)), dns: vec![], names: None };
         let ports = [port(1), port(2)];
         SegmentView::new(5, 1, 1450, Some(network), ports.iter(), [peer].into_iter(), None)
     }

@@ -4,6 +4,7 @@
 //! that segment only, and changes whenever anything in the segment does, so that one tenant's change touches no other's
 //! flows; within a segment an address has one owner, and a port of this process comes before a peer on another server.
 
+use super::names::Names;
 use crate::address::{GATEWAY_MAC, Mac};
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -38,8 +39,10 @@ pub struct Network {
     pub prefix_len: u8,
     /// The gateway, if there is one.
     pub gateway: Option<Ipv4Addr>,
-    /// DNS servers.
+    /// DNS servers that are announced.
     pub dns: Vec<Ipv4Addr>,
+    /// The names that the card answers for, if it does.
+    pub names: Option<Arc<Names>>,
 }
 
 /// A host on another server.
@@ -141,6 +144,12 @@ impl SegmentView {
         self.hosts.get(&ipv4).copied()
     }
 
+    /// The names of the segment, if the card answers for them at this address.
+    pub fn names_at(&self, server: Ipv4Addr) -> Option<&Arc<Names>> {
+        let names = self.network.as_ref()?.names.as_ref()?;
+        names.servers().contains(&server).then_some(names)
+    }
+
     /// A tunnel end point by its index.
     pub fn endpoint(&self, index: u32) -> Option<SocketAddr> {
         self.endpoints.get(index as usize).copied()
@@ -183,7 +192,8 @@ mod tests {
         let port = PortView { index: PortIndex(3), vni: 5, mac: mac(1), ipv4: vec![address(1)] };
         let peer = |n, endpoint| PeerView { mac: mac(n), ipv4: address(n), endpoint };
         let peers = [peer(1, there), peer(2, there), peer(3, own), peer(4, there)];
-        let network = Network { prefix_len: 24, gateway: Some(address(254)), dns: vec![] };
+        let network =
+            Network { prefix_len: 24, gateway: Some(address(254)), dns: vec![], names: None };
         let view = SegmentView::new(
             5,
             1,

@@ -8,7 +8,8 @@ use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::get;
 use bixi_api::network::{
-    NetworkDescription, PortAdd, PortDescription, SegmentConfig, SegmentDescription,
+    MetadataDescription, NetworkDescription, PortAdd, PortDescription, PortMetadata, SegmentConfig,
+    SegmentDescription,
 };
 use bixi_offload::control::{Json, Refusal};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub fn router(control: Control) -> Router {
         .route("/v1/network", get(describe))
         .route("/v1/ports", get(ports))
         .route("/v1/ports/{id}", get(port).put(put_port).delete(delete_port))
+        .route("/v1/ports/{id}/metadata", get(metadata).put(put_metadata))
         .route("/v1/segments", get(segments))
         .route("/v1/segments/{vni}", get(segment).put(put_segment).delete(delete_segment))
         .with_state(control)
@@ -80,6 +82,21 @@ async fn put_port(
 
 async fn delete_port(State(control): State<Control>, Path(id): Path<String>) -> Answer<()> {
     control.change(|reply| Order::DeletePort(id, reply)).await
+}
+
+async fn metadata(
+    State(control): State<Control>,
+    Path(id): Path<String>,
+) -> Answer<MetadataDescription> {
+    control.ask(|reply| Order::Metadata(id, reply)).await
+}
+
+async fn put_metadata(
+    State(control): State<Control>,
+    Path(id): Path<String>,
+    Json(told): Json<PortMetadata>,
+) -> Answer<MetadataDescription> {
+    control.change(|reply| Order::PutMetadata(id, told, reply)).await
 }
 
 async fn segments(State(control): State<Control>) -> Answer<Vec<SegmentDescription>> {

@@ -7,18 +7,21 @@
 //! Invariant: the switch is told about a port before its device can have queues, and is told that a port is gone only
 //! after the card has taken them back.
 
-use super::model::{Change, Deleted, Model, WantedPort, WantedSegment};
+use super::model::{Change, Deleted, Model, WantedMetadata, WantedPort, WantedSegment};
 use super::policy::{Phase, Policy};
 use super::ports::{Port, Reply, Socket, Then, offer};
 use super::records::Records;
 use super::refusal::{self, Failure};
 use crate::engine::view::{PortIndex, SegmentView, View};
+use crate::metadata::Metadata;
+use crate::metadata::token::Key;
 use crate::switch::counters::UnderlayCounters;
 use crate::switch::{Command, Switch};
 use crate::tables::lease::seconds_now;
 use crate::tables::{Table, remove_dead};
 use bixi_api::network::{
-    NetworkDescription, PortAdd, PortDescription, SegmentConfig, SegmentDescription,
+    MetadataDescription, NetworkDescription, PortAdd, PortDescription, PortMetadata, SegmentConfig,
+    SegmentDescription,
 };
 use bixi_offload::card::{Card, CardEvent, DeviceConfig, DeviceId, WorkerId};
 use bixi_offload::control::Refusal;
@@ -47,6 +50,10 @@ pub enum Order {
     PutPort(String, PortAdd, Reply<PortDescription>),
     /// Serve it no longer.
     DeletePort(String, Reply<()>),
+    /// The metadata of a port.
+    Metadata(String, Reply<MetadataDescription>),
+    /// Let the guest of a port read this of itself.
+    PutMetadata(String, PortMetadata, Reply<MetadataDescription>),
     /// All segments.
     Segments(Reply<Vec<SegmentDescription>>),
     /// One segment.
@@ -77,6 +84,8 @@ pub struct Driver {
     /// The last epoch given to a segment's view.
     epoch: u32,
     underlay: Option<Arc<UnderlayCounters>>,
+    /// What tokens of the metadata server are made with.
+    token_key: Key,
     inbox: mpsc::Receiver<Order>,
     orders: Orders,
 }
@@ -97,6 +106,7 @@ impl Driver {
         records: Records,
         model: Model,
         underlay: Option<Arc<UnderlayCounters>>,
+        token_key: Key,
     ) -> Self {
         let (orders, inbox) = mpsc::channel(INBOX);
         Self {
@@ -110,6 +120,7 @@ impl Driver {
             segments: HashMap::new(),
             epoch: 0,
             underlay,
+            token_key,
             inbox,
             orders,
         }
@@ -213,12 +224,19 @@ impl Driver {
         match order {
             Order::Describe(reply) => drop(reply.send(Ok(self.describe()))),
             Order::Ports(reply) => {
-                let ports = self.ports.iter().map(|(id, port)| port.describe(id));
+                let ports = self.ports.iter().map(|(id, port)| self.describe_port(id, port));
                 let _ = reply.send(Ok(ports.collect()));
             }
             Order::Port(id, reply) => {
-                let port = self.ports.get(&id).map(|port| port.describe(&id));
+                let port = self.ports.get(&id).map(|port| self.describe_port(&id, port));
                 let _ = reply.send(port.ok_or_else(|| refusal::no_port(&id)));
+            }
+            Order::Metadata(id, reply) => {
+                let metadata = self.model.metadata.get(&id).map(WantedMetadata::describe);
+                let _ = reply.send(metadata.ok_or_else(|| refusal::no_metadata(&id)));
+            }
+            Order::PutMetadata(id, told, reply) => {
+                let _ = reply.send(self.put_metadata(&id, &told));
             }
             Order::PutPort(id, add, reply) => self.put_port(id, add, reply),
             Order::DeletePort(id, reply) => self.delete_port(&id, reply),
@@ -266,7 +284,7 @@ impl Driver {
         let dark = self.ports.get(&id).is_some_and(|port| port.device.is_none());
         match change {
             Change::None if !dark => {
-                let described = self.ports.get(&id).map(|port| port.describe(&id));
+                let described = self.ports.get(&id).map(|port| self.describe_port(&id, port));
                 let _ = reply.send(described.ok_or_else(|| refusal::no_port(&id)));
             }
             Change::Replace if !dark => self.replace_port(&id, wanted, reply),
@@ -308,7 +326,42 @@ impl Driver {
         }
         self.tell();
         tracing::info!(port = id, epoch, segment, "port served");
-        self.ports.get(id).map(|port| port.describe(id)).ok_or(Failure::TooMany(0))
+        let port = self.ports.get(id).map(|port| self.describe_port(id, port));
+        port.ok_or(Failure::TooMany(0))
+    }
+
+    fn describe_port(&self, id: &str, port: &Port) -> PortDescription {
+        let metadata = self.model.metadata.get(id).map(|metadata| metadata.generation);
+        PortDescription { metadata, ..port.describe(id) }
+    }
+
+    /// What the guest of a port reads of itself, as its worker needs it.
+    fn metadata(&self, id: &str) -> Option<Arc<Metadata>> {
+        let WantedMetadata { tokens_required, documents, .. } = self.model.metadata.get(id)?;
+        let (documents, key) = (documents.clone(), self.token_key.clone());
+        let (port, tokens_required) = (id.to_owned(), *tokens_required);
+        Some(Arc::new(Metadata { port, documents, tokens_required, key }))
+    }
+
+    fn put_metadata(
+        &mut self,
+        id: &str,
+        told: &PortMetadata,
+    ) -> Result<MetadataDescription, Refusal> {
+        let port = self.ports.get(id).filter(|port| !matches!(port.then, Some(Then::Gone)));
+        let index = port.map(|port| port.index).ok_or_else(|| refusal::no_port(id))?;
+        let (change, wanted) = self.model.check_metadata(id, told).map_err(refusal::of)?;
+        let described = wanted.describe();
+        if change != Change::None {
+            let written = self.records.put_metadata(id, &wanted);
+            written.map_err(|error| refusal::failed(&error.into()))?;
+            self.model.metadata.insert(id.to_owned(), wanted);
+            if let Some(metadata) = self.metadata(id) {
+                self.card.command(self.worker, Command::Metadata(index, metadata));
+            }
+            tracing::info!(port = id, generation = told.generation, "metadata known");
+        }
+        Ok(described)
     }
 
     /// Takes back what was made of a port that could not be made whole.
@@ -329,8 +382,10 @@ impl Driver {
 
     /// Opens a port's tables, adds its device and tells the switch.
     fn serve(&mut self, id: &str, socket: Socket) -> Result<(), Failure> {
+        let metadata = self.metadata(id);
         let Some(port) = self.ports.get_mut(id) else { return Ok(()) };
         let mut new = port.open_tables(id, self.records.state())?;
+        new.metadata = metadata;
         let mtu = self.model.mtu(port.wanted.add.segment);
         let config = DeviceConfig {
             listener: socket.share()?,
@@ -427,6 +482,10 @@ impl Driver {
     /// Remembers only the epoch of a port.
     fn forget(&mut self, id: &str, epoch: u64) {
         self.model.ports.remove(id);
+        self.model.metadata.remove(id);
+        if let Err(error) = self.records.forget_metadata(id) {
+            tracing::warn!(port = id, %error, "the metadata of a deleted port stays written down");
+        }
         let deleted = Deleted { epoch, at: seconds_now() };
         if let Err(error) = self.records.put_deleted(id, deleted) {
             tracing::error!(port = id, %error, "a deleted port stays written down");
@@ -456,12 +515,12 @@ impl Driver {
         vni: u32,
         config: SegmentConfig,
     ) -> Result<SegmentDescription, Refusal> {
-        let (change, peers) = self.model.check_segment(vni, &config).map_err(refusal::of)?;
+        let (change, parts) = self.model.check_segment(vni, &config).map_err(refusal::of)?;
         if change != Change::None {
             let written = self.records.put_segment(vni, &config);
             written.map_err(|error| refusal::failed(&error.into()))?;
-            let (generation, hosts) = (config.generation, peers.len());
-            self.model.segments.insert(vni, WantedSegment { config: config.clone(), peers });
+            let (generation, hosts) = (config.generation, parts.peers.len());
+            self.model.segments.insert(vni, WantedSegment { config: config.clone(), parts });
             self.segment_changed(vni);
             tracing::info!(segment = vni, generation, hosts, "segment known");
         }

@@ -10,13 +10,15 @@
 //! port's epoch and a segment's generation never fall.
 
 use super::records;
-use super::rules::{self, Wrong};
+use super::rules::{self, Parts, Wrong};
 use crate::address::Mac;
-use crate::engine::view::{Network, PeerView, PortView, SegmentView};
-use bixi_api::network::{PortAdd, SegmentConfig};
+use crate::engine::view::{Network, PortView, SegmentView};
+use crate::metadata;
+use crate::metadata::documents::Documents;
+use bixi_api::network::{HttpTokens, MetadataDescription, PortAdd, PortMetadata, SegmentConfig};
 use bixi_api::state::{Declared, Movable};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 /// What a `PUT` asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +45,32 @@ pub struct WantedPort {
 pub struct WantedSegment {
     /// What was asked for.
     pub config: SegmentConfig,
-    /// Its hosts on other servers.
-    pub peers: Vec<PeerView>,
+    /// What the engine needs of it.
+    pub parts: Parts,
+}
+
+/// The metadata of a port as it was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedMetadata {
+    /// Grows with every change.
+    pub generation: u64,
+    /// Whether the guest needs a token.
+    pub tokens_required: bool,
+    /// The documents.
+    pub documents: Documents,
+}
+
+impl WantedMetadata {
+    /// Its outside.
+    pub fn describe(&self) -> MetadataDescription {
+        let tokens = if self.tokens_required { HttpTokens::Required } else { HttpTokens::Optional };
+        MetadataDescription {
+            generation: self.generation,
+            http_tokens: tokens,
+            documents: self.documents.iter().count(),
+            bytes: self.documents.iter().map(|(_, bytes)| bytes.len()).sum(),
+        }
+    }
 }
 
 /// A deleted port of which the epoch is remembered.
@@ -63,6 +89,8 @@ pub struct Model {
     pub ports: BTreeMap<String, WantedPort>,
     /// Segments by VXLAN network identifier.
     pub segments: BTreeMap<u32, WantedSegment>,
+    /// Metadata by the id of its port.
+    pub metadata: BTreeMap<String, WantedMetadata>,
     /// Deleted ports by id.
     pub deleted: BTreeMap<String, Deleted>,
     /// This process's tunnel end point.
@@ -95,6 +123,12 @@ fn conflict(code: &'static str, message: String, hint: &'static str) -> Refused 
     Refused { code, message, hint, bad: false }
 }
 
+/// The addresses of a segment that the card answers at: the gateway's, and those of its DNS server.
+fn card_addresses(config: &SegmentConfig) -> impl Iterator<Item = Ipv4Addr> {
+    let servers = config.names.iter().flat_map(|names| &names.servers);
+    config.gateway.into_iter().chain(servers.copied())
+}
+
 /// A port with its name, as it is written down and moves.
 #[derive(Debug, Clone, Copy)]
 pub struct PortRecord<'a> {
@@ -107,6 +141,21 @@ pub struct PortRecord<'a> {
 impl Movable for PortRecord<'_> {
     fn declare(&self) -> Declared {
         Declared::State(records::port_payload(self.id, self.port))
+    }
+}
+
+/// The metadata of a port, as it is written down and moves.
+#[derive(Debug, Clone, Copy)]
+pub struct MetadataRecord<'a> {
+    /// The port's id.
+    pub id: &'a str,
+    /// What was told.
+    pub metadata: &'a WantedMetadata,
+}
+
+impl Movable for MetadataRecord<'_> {
+    fn declare(&self) -> Declared {
+        Declared::State(records::metadata_payload(self.id, self.metadata))
     }
 }
 
@@ -172,13 +221,49 @@ impl Model {
             }
         }
         let segment = self.segments.get(&add.segment);
-        if let Some(gateway) = segment.and_then(|segment| segment.config.gateway)
-            && add.ipv4.contains(&gateway)
-        {
-            let message = format!("{gateway} is the gateway of segment {}.", add.segment);
+        let own = segment.into_iter().flat_map(|segment| card_addresses(&segment.config));
+        let mut own = own.chain(metadata::ADDRESSES);
+        if let Some(taken) = own.find(|own| add.ipv4.contains(own)) {
+            let message = format!("{taken} is the card's own in segment {}.", add.segment);
             return Err(conflict("AddressInUse", message, "Choose another address."));
         }
         Ok(())
+    }
+
+    /// Whether the metadata of port `id`, which is there, may be as told, and what that would change.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_metadata(
+        &self,
+        id: &str,
+        told: &PortMetadata,
+    ) -> Result<(Change, WantedMetadata), Refused> {
+        let documents = Documents::decode(&told.documents)
+            .map_err(|message| Refused::from(("BadMetadata", message)))?;
+        let tokens_required = told.http_tokens == HttpTokens::Required;
+        let wanted = WantedMetadata { generation: told.generation, tokens_required, documents };
+        let change = match self.metadata.get(id) {
+            None => Change::Make,
+            Some(known) if *known == wanted => Change::None,
+            Some(known) if known.generation > told.generation => {
+                let (has, asked) = (known.generation, told.generation);
+                let message =
+                    format!("the metadata of {id} is at generation {has}; {asked} is older.");
+                return Err(conflict(
+                    "StaleGeneration",
+                    message,
+                    "Ask whoever places the instance.",
+                ));
+            }
+            Some(known) if known.generation == told.generation => {
+                let message =
+                    format!("the metadata of {id} is otherwise at generation {}.", told.generation);
+                return Err(conflict("MetadataExists", message, "Give a higher generation."));
+            }
+            Some(_) => Change::Replace,
+        };
+        Ok((change, wanted))
     }
 
     /// Whether segment `vni` may be as asked, and what that would change.
@@ -189,8 +274,8 @@ impl Model {
         &self,
         vni: u32,
         config: &SegmentConfig,
-    ) -> Result<(Change, Vec<PeerView>), Refused> {
-        let peers = rules::check_segment(vni, config, self.own).map_err(|wrong| {
+    ) -> Result<(Change, Parts), Refused> {
+        let parts = rules::check_segment(vni, config, self.own).map_err(|wrong| {
             let hint = match wrong.0 {
                 "NoUnderlay" => "Start the process with --underlay IP:4789.",
                 _ => "",
@@ -199,7 +284,7 @@ impl Model {
         })?;
         let change = match self.segments.get(&vni) {
             None => Change::Make,
-            Some(segment) if segment.config == *config => return Ok((Change::None, peers)),
+            Some(segment) if segment.config == *config => return Ok((Change::None, parts)),
             Some(segment) if segment.config.generation > config.generation => {
                 let (has, asked) = (segment.config.generation, config.generation);
                 let message = format!("segment {vni} is at generation {has}; {asked} is older.");
@@ -212,15 +297,14 @@ impl Model {
             }
             Some(_) => Change::Replace,
         };
-        let gateway = config.gateway;
-        let owner = self
-            .ports_of(vni)
-            .find(|(_, port)| gateway.is_some_and(|gateway| port.add.ipv4.contains(&gateway)));
-        if let Some((id, _)) = owner {
-            let message = format!("the gateway's address is that of port {id}.");
-            return Err(conflict("AddressInUse", message, "Choose another gateway."));
+        for own in card_addresses(config) {
+            let owner = self.ports_of(vni).find(|(_, port)| port.add.ipv4.contains(&own));
+            if let Some((id, _)) = owner {
+                let message = format!("the card's own address {own} is that of port {id}.");
+                return Err(conflict("AddressInUse", message, "Choose another address."));
+            }
         }
-        Ok((change, peers))
+        Ok((change, parts))
     }
 
     /// Whether segment `vni` may go.
@@ -258,8 +342,9 @@ impl Model {
             prefix_len: segment.config.prefix_len,
             gateway: segment.config.gateway,
             dns: segment.config.dns.clone(),
+            names: segment.parts.names.clone(),
         });
-        let peers = told.map(|segment| segment.peers.as_slice()).unwrap_or_default();
+        let peers = told.map(|segment| segment.parts.peers.as_slice()).unwrap_or_default();
         let peers = peers.iter().copied();
         SegmentView::new(vni, epoch, self.mtu(vni), network, ports, peers, self.own)
     }
@@ -289,8 +374,8 @@ mod tests {
         let mac = rules::check_port(&add).unwrap();
         model.ports.insert("eni-1".into(), WantedPort { add, mac });
         let config = segment();
-        let peers = rules::check_segment(7, &config, model.own).unwrap();
-        model.segments.insert(7, WantedSegment { config, peers });
+        let parts = rules::check_segment(7, &config, model.own).unwrap();
+        model.segments.insert(7, WantedSegment { config, parts });
         model
     }
 
@@ -327,6 +412,7 @@ mod tests {
             (PortAdd { mac: taken.mac.clone(), ..other.clone() }, "AddressInUse"),
             (PortAdd { ipv4: taken.ipv4.clone(), ..other.clone() }, "AddressInUse"),
             (PortAdd { ipv4: vec![[10, 0, 0, 254].into()], ..other.clone() }, "AddressInUse"),
+            (PortAdd { ipv4: vec![[100, 100, 2, 136].into()], ..other.clone() }, "AddressInUse"),
         ] {
             assert_eq!(code(model.check_port("eni-2", &bad)), code_, "{bad:?}");
         }
@@ -346,7 +432,10 @@ mod tests {
         assert_eq!(model.check_segment(7, &with(4, 1400)).unwrap().0, Change::Replace);
         assert_eq!(model.check_segment(8, &with(1, 1400)).unwrap().0, Change::Make);
         let gateway = Some([10, 0, 0, 1].into());
-        let onto_a_port = SegmentConfig { generation: 4, gateway, ..same };
+        let onto_a_port = SegmentConfig { generation: 4, gateway, ..same.clone() };
+        assert_eq!(code(model.check_segment(7, &onto_a_port)), "AddressInUse");
+        let mut onto_a_port = with(4, 1450);
+        onto_a_port.names.as_mut().unwrap().servers[0] = [10, 0, 0, 1].into();
         assert_eq!(code(model.check_segment(7, &onto_a_port)), "AddressInUse");
         assert_eq!(code(model.check_segment_end(7)), "SegmentInUse");
         assert!(model.check_segment_end(8).is_ok());

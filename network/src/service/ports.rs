@@ -127,7 +127,7 @@ impl Port {
         PortView { index: self.index, vni: add.segment, mac: *mac, ipv4: add.ipv4.clone() }
     }
 
-    /// Opens its tables and puts together what the switch is told, but for the device.
+    /// Opens its tables and puts together what the switch is told, but for the device and the metadata.
     ///
     /// # Errors
     /// A table cannot be used.
@@ -148,10 +148,10 @@ impl Port {
         let leases = Arc::new(leases);
         self.leases = Some(Arc::clone(&leases));
         let (view, counters) = (self.view(), Arc::clone(&self.counters));
-        Ok(NewPort { device: DeviceId(0), view, flows, leases, counters })
+        Ok(NewPort { device: DeviceId(0), view, flows, leases, counters, metadata: None })
     }
 
-    /// How it is.
+    /// How it is, but for its metadata.
     pub fn describe(&self, id: &str) -> PortDescription {
         let leases = self.leases.as_ref().map(|leases| leases.list()).unwrap_or_default();
         let first = self.wanted.add.ipv4.first();
@@ -162,6 +162,7 @@ impl Port {
             connected: self.connected,
             last_fault: self.last_fault.clone(),
             lease_until: lease.map(|lease| lease.until),
+            metadata: None,
             statistics: self.counters.read(),
         }
     }

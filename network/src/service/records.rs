@@ -4,6 +4,8 @@
 //! STATE/lock          held by the process that owns the directory
 //! STATE/ports/ID      crc32c (4 bytes), payload "network-port": what was asked for, or that it was deleted
 //! STATE/segments/VNI  crc32c (4 bytes), payload "network-segment"
+//! STATE/metadata/ID   crc32c (4 bytes), payload "network-metadata": what the port's guest reads of itself
+//! STATE/token-key     what tokens of the metadata server are made with
 //! ```
 //!
 //! Each file is written anew and renamed over the old one: a process killed at any instant leaves the one or the other.
@@ -12,17 +14,21 @@
 //! Invariant: what is read is checked as if it had been asked for just now; what cannot be used is left where it is and
 //! reported, and stops nothing else.
 
-use super::model::{Deleted, Model, WantedPort, WantedSegment};
+use super::model::{Deleted, Model, WantedMetadata, WantedPort, WantedSegment};
 use super::rules;
-use crate::state::{PeerState, PortState, SegmentState};
+use crate::metadata::documents::Documents;
+use crate::metadata::token::{KEY_LENGTH, Key};
+use crate::state::{
+    DocumentState, MetadataState, NamedHostState, NamesState, PeerState, PortState, SegmentState,
+};
 use crate::tables::Table;
-use bixi_api::network::{Peer, PortAdd, SegmentConfig};
+use bixi_api::network::{NamedHost, Peer, PortAdd, SegmentConfig, SegmentNames};
 use bixi_api::state::{PAYLOAD_LIMIT, Payload};
 use prost::Message;
 use rustix::fs::FlockOperation;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -31,6 +37,7 @@ use std::time::{Duration, Instant};
 
 const PORT: (&str, u32) = ("network-port", 1);
 const SEGMENT: (&str, u32) = ("network-segment", 1);
+const METADATA: (&str, u32) = ("network-metadata", 1);
 /// The end of the name of a file that is still being written; no id or number ends like this.
 const UNFINISHED: &str = ".unfinished";
 /// How long a starting process waits for its predecessor to be gone.
@@ -75,7 +82,7 @@ impl Records {
     /// See [`RecordsError`].
     pub fn open(state: &Path) -> Result<Self, RecordsError> {
         let tables = Table::ALL.map(|table| state.join(table.folder()));
-        let records = ["ports", "segments"].map(|folder| state.join(folder));
+        let records = ["ports", "segments", "metadata"].map(|folder| state.join(folder));
         for folder in [state.to_owned()].iter().chain(&records).chain(&tables) {
             let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
             made.map_err(RecordsError::system("create", folder))?;
@@ -136,6 +143,43 @@ impl Records {
         self.replace(&self.state.join("ports").join(id), &Payload::new(PORT.0, PORT.1, &state))
     }
 
+    /// What tokens of the metadata server are made with: made at the first start, the same in every later process.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn token_key(&self) -> Result<Key, RecordsError> {
+        let path = self.state.join("token-key");
+        if let Ok(bytes) = fs::read(&path)
+            && let Ok(key) = bytes.try_into()
+        {
+            return Ok(Key(key));
+        }
+        let mut key = [0; KEY_LENGTH];
+        aws_lc_rs::rand::fill(&mut key).map_err(|_| {
+            RecordsError::system("find random bytes for", &path)(io::Error::other(
+                "the source of randomness fails",
+            ))
+        })?;
+        self.replace_bytes(&path, &key)?;
+        Ok(Key(key))
+    }
+
+    /// Writes the metadata of a port down.
+    ///
+    /// # Errors
+    /// As [`Records::put_port`].
+    pub fn put_metadata(&self, id: &str, metadata: &WantedMetadata) -> Result<(), RecordsError> {
+        self.replace(&self.state.join("metadata").join(id), &metadata_payload(id, metadata))
+    }
+
+    /// Forgets the metadata of a port.
+    ///
+    /// # Errors
+    /// As [`Records::forget_port`].
+    pub fn forget_metadata(&self, id: &str) -> Result<(), RecordsError> {
+        remove(&self.state.join("metadata").join(id))
+    }
+
     /// Forgets a port altogether.
     ///
     /// # Errors
@@ -162,11 +206,15 @@ impl Records {
     }
 
     fn replace(&self, path: &Path, payload: &Payload) -> Result<(), RecordsError> {
+        self.replace_bytes(path, &encode(payload))
+    }
+
+    fn replace_bytes(&self, path: &Path, bytes: &[u8]) -> Result<(), RecordsError> {
         let mut unfinished = path.as_os_str().to_owned();
         unfinished.push(UNFINISHED);
         let unfinished = PathBuf::from(unfinished);
         let written =
-            fs::write(&unfinished, encode(payload)).and_then(|()| fs::rename(&unfinished, path));
+            write_private(&unfinished, bytes).and_then(|()| fs::rename(&unfinished, path));
         if written.is_err() {
             // Best effort: what stays is removed at the next start.
             let _ = fs::remove_file(&unfinished);
@@ -199,6 +247,21 @@ impl Records {
             model.segments.insert(vni, segment);
             Ok(())
         })?;
+        self.each("metadata", |name, payload| {
+            let (id, metadata) = decode_metadata(payload)?;
+            if id != name {
+                return Err(format!("it is that of port {id}"));
+            }
+            model.metadata.insert(id, metadata);
+            Ok(())
+        })?;
+        // A process that was killed while it deleted a port may have left its metadata.
+        let left: Vec<_> =
+            model.metadata.keys().filter(|id| !model.ports.contains_key(*id)).collect();
+        for id in left.into_iter().cloned().collect::<Vec<_>>() {
+            model.metadata.remove(&id);
+            self.forget_metadata(&id)?;
+        }
         Ok(model)
     }
 
@@ -227,6 +290,11 @@ impl Records {
         }
         Ok(())
     }
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
 fn remove(path: &Path) -> Result<(), RecordsError> {
@@ -317,6 +385,37 @@ pub fn decode_port(payload: &Payload) -> Result<(String, DecodedPort), String> {
     Ok((state.id, DecodedPort::Served(WantedPort { add, mac })))
 }
 
+/// The metadata of a port as a payload.
+pub fn metadata_payload(id: &str, metadata: &WantedMetadata) -> Payload {
+    let document = |(path, bytes): (&str, &std::sync::Arc<[u8]>)| DocumentState {
+        path: path.to_owned(),
+        bytes: bytes.to_vec(),
+    };
+    let state = MetadataState {
+        port: id.to_owned(),
+        generation: metadata.generation,
+        tokens_required: metadata.tokens_required,
+        documents: metadata.documents.iter().map(document).collect(),
+    };
+    Payload::new(METADATA.0, METADATA.1, &state)
+}
+
+/// Reads the metadata of a port and its id back.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn decode_metadata(payload: &Payload) -> Result<(String, WantedMetadata), String> {
+    let state: MetadataState = payload.read(METADATA.0, METADATA.1).map_err(|e| e.to_string())?;
+    rules::check_id(&state.port).map_err(|(_, message)| message)?;
+    let documents = state.documents.into_iter().map(|document| (document.path, document.bytes));
+    let wanted = WantedMetadata {
+        generation: state.generation,
+        tokens_required: state.tokens_required,
+        documents: Documents::new(documents.collect())?,
+    };
+    Ok((state.port, wanted))
+}
+
 fn segment_state(vni: u32, config: &SegmentConfig) -> SegmentState {
     let peers = config.peers.iter().map(|peer| PeerState {
         mac: peer.mac.parse().unwrap_or(crate::address::Mac::default()).bits(),
@@ -332,6 +431,26 @@ fn segment_state(vni: u32, config: &SegmentConfig) -> SegmentState {
         dns: config.dns.iter().map(|address| u32::from(*address)).collect(),
         mtu: config.mtu.into(),
         peers: peers.collect(),
+        names: config.names.as_ref().map(names_state),
+    }
+}
+
+fn names_state(names: &SegmentNames) -> NamesState {
+    let host =
+        |host: &NamedHost| NamedHostState { name: host.name.clone(), ipv4: host.ipv4.into() };
+    NamesState {
+        servers: names.servers.iter().map(|address| u32::from(*address)).collect(),
+        domain: names.domain.clone(),
+        hosts: names.hosts.iter().map(host).collect(),
+    }
+}
+
+fn names_of(state: NamesState) -> SegmentNames {
+    let host = |host: NamedHostState| NamedHost { name: host.name, ipv4: host.ipv4.into() };
+    SegmentNames {
+        servers: state.servers.into_iter().map(Into::into).collect(),
+        domain: state.domain,
+        hosts: state.hosts.into_iter().map(host).collect(),
     }
 }
 
@@ -364,10 +483,11 @@ pub fn decode_segment(
         dns: state.dns.into_iter().map(Into::into).collect(),
         mtu: u16::try_from(state.mtu).map_err(|_| "too large an MTU")?,
         peers,
+        names: state.names.map(names_of),
     };
     let family = own.or_else(|| config.peers.first().map(|peer| peer.endpoint));
-    let peers = rules::check_segment(state.vni, &config, family).map_err(|(_, message)| message)?;
-    Ok((state.vni, WantedSegment { config, peers }))
+    let parts = rules::check_segment(state.vni, &config, family).map_err(|(_, message)| message)?;
+    Ok((state.vni, WantedSegment { config, parts }))
 }
 
 #[cfg(test)]
@@ -418,6 +538,33 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&path, &bytes).unwrap();
         assert_eq!(records.read(OWN).unwrap().ports.len(), 1);
+    }
+
+    #[test]
+    fn a_segment_that_the_release_before_wrote_down_is_read() {
+        /// The message as it was before segments had names.
+        #[derive(Clone, PartialEq, prost::Message)]
+        struct Before {
+            #[prost(uint32, tag = "1")]
+            vni: u32,
+            #[prost(uint64, tag = "2")]
+            generation: u64,
+            #[prost(fixed32, tag = "3")]
+            network: u32,
+            #[prost(uint32, tag = "4")]
+            prefix_len: u32,
+            #[prost(uint32, tag = "7")]
+            mtu: u32,
+        }
+        let before =
+            Before { vni: 7, generation: 3, network: 0x0a00_0000, prefix_len: 24, mtu: 1450 };
+        let payload = Payload::new(SEGMENT.0, SEGMENT.1, &before);
+        let (vni, read) = decode_segment(&payload, OWN).unwrap();
+        let expected = SegmentConfig { gateway: None, peers: vec![], names: None, ..segment() };
+        assert_eq!((vni, read.config), (7, expected));
+        // And the release before reads what this one writes, but for the names.
+        let now: Before = segment_payload(7, &segment()).read(SEGMENT.0, SEGMENT.1).unwrap();
+        assert_eq!(now, before);
     }
 
     #[test]

@@ -39,6 +39,12 @@ pub fn no_port(id: &str) -> Refusal {
     Refusal::not_found("NoSuchPort", format!("there is no port {shown}."), "")
 }
 
+/// The port is not there, or has no metadata.
+pub fn no_metadata(id: &str) -> Refusal {
+    let shown: String = id.chars().take(64).collect();
+    Refusal::not_found("NoMetadata", format!("there is no metadata of a port {shown}."), "")
+}
+
 /// There is no such segment.
 pub fn no_segment(vni: u32) -> Refusal {
     Refusal::not_found("NoSuchSegment", format!("there is no segment {vni}."), "")

@@ -3,12 +3,14 @@
 //! Pure. The same rules hold for what is asked on the control socket and for what is read back from the state directory.
 
 use crate::address::Mac;
+use crate::engine::names::Names;
 use crate::engine::view::{PeerView, mask};
 use crate::packet::vxlan::VNI_LIMIT;
 use crate::underlay::check_endpoint;
-use bixi_api::network::{PortAdd, SegmentConfig};
+use bixi_api::network::{NamedHost, PortAdd, SegmentConfig, SegmentNames};
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 /// The most addresses of a port.
 pub const ADDRESS_LIMIT: usize = 64;
@@ -24,6 +26,18 @@ const ID_LENGTH: usize = 64;
 const MTU: std::ops::RangeInclusive<u16> = 576..=65_000;
 /// As many DNS servers as a DHCP answer has room for.
 const DNS_LIMIT: usize = 8;
+/// As many addresses of the card's own DNS server as a DHCP answer has room for, with a route to each.
+const NAME_SERVER_LIMIT: usize = 4;
+/// The longest domain of a segment's names, in bytes: a DHCP answer has it twice.
+const DOMAIN_LENGTH: usize = 64;
+/// The longest name of a host, in bytes.
+const NAME_LENGTH: usize = 128;
+/// The longest label of a name (RFC 1035, 2.3.4).
+const LABEL_LENGTH: usize = 63;
+/// The most names of a segment: as many as fit a request.
+const NAME_LIMIT: usize = 32_768;
+/// As many addresses of a name as fit the smallest answer (RFC 1035, 2.3.4), so that none is ever cut.
+const NAME_ADDRESS_LIMIT: usize = 16;
 
 /// What is wrong: a code and a sentence.
 pub type Wrong = (&'static str, String);
@@ -114,7 +128,16 @@ pub fn check_port(add: &PortAdd) -> Result<Mac, Wrong> {
     Ok(mac)
 }
 
-/// Whether a segment can be as asked, on a process with the tunnel end point `own`; its peers.
+/// What the engine needs of a segment that can be as asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parts {
+    /// Its hosts on other servers.
+    pub peers: Vec<PeerView>,
+    /// Its names.
+    pub names: Option<Arc<Names>>,
+}
+
+/// Whether a segment can be as asked, on a process with the tunnel end point `own`; what the engine needs of it.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -122,7 +145,7 @@ pub fn check_segment(
     vni: u32,
     config: &SegmentConfig,
     own: Option<SocketAddr>,
-) -> Result<Vec<PeerView>, Wrong> {
+) -> Result<Parts, Wrong> {
     check_vni(vni)?;
     check_network(config)?;
     if !MTU.contains(&config.mtu) {
@@ -135,7 +158,57 @@ pub fn check_segment(
     if let Some(bad) = config.dns.iter().find(|address| !is_host(**address)) {
         return Err(("BadDns", format!("{bad} cannot be a DNS server's address.")));
     }
-    check_peers(config, own)
+    let names = config.names.as_ref().map(|names| check_names(names, config)).transpose()?;
+    Ok(Parts { peers: check_peers(config, own)?, names: names.map(Arc::new) })
+}
+
+fn check_names(names: &SegmentNames, config: &SegmentConfig) -> Result<Names, Wrong> {
+    let SegmentNames { servers, domain, hosts } = names;
+    if servers.is_empty() || servers.len() > NAME_SERVER_LIMIT {
+        let count = servers.len();
+        let wrong = format!("names at {count} addresses: 1 to {NAME_SERVER_LIMIT} are possible.");
+        return Err(("BadNames", wrong));
+    }
+    let others = |address| config.peers.iter().any(|peer| peer.ipv4 == address);
+    if let Some(bad) = servers.iter().find(|address| !is_host(**address) || others(**address)) {
+        return Err(("BadNames", format!("{bad} cannot be the address of the card's DNS server.")));
+    }
+    if let Some(domain) = domain {
+        check_name(domain, DOMAIN_LENGTH)?;
+    }
+    if hosts.len() > NAME_LIMIT {
+        return Err(("BadNames", format!("more than {NAME_LIMIT} names.")));
+    }
+    let mut known =
+        Names::new(servers.clone(), domain.as_deref(), config.network, config.prefix_len);
+    for NamedHost { name, ipv4 } in hosts {
+        check_name(name, NAME_LENGTH)?;
+        if !is_host(*ipv4) {
+            return Err(("BadNames", format!("{ipv4} of {name} cannot be a host's address.")));
+        }
+        if known.add(name, *ipv4) > NAME_ADDRESS_LIMIT {
+            let wrong = format!("{name} has more than {NAME_ADDRESS_LIMIT} addresses.");
+            return Err(("BadNames", wrong));
+        }
+    }
+    Ok(known)
+}
+
+/// Whether `name` is a host name (RFC 1123, 2.1) of at most `length` bytes.
+fn check_name(name: &str, length: usize) -> Result<(), Wrong> {
+    let label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.len() <= LABEL_LENGTH
+            && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+            && bytes.last().is_some_and(u8::is_ascii_alphanumeric)
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+    };
+    if name.len() <= length && name.split('.').all(label) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(length).collect();
+    let rule = "letters, digits and - between dots, no - at an end";
+    Err(("BadNames", format!("`{shown}` is no name: up to {length} bytes, {rule}.")))
 }
 
 fn check_network(config: &SegmentConfig) -> Result<(), Wrong> {
@@ -203,7 +276,7 @@ const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPE
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use bixi_api::network::Peer;
+    use bixi_api::network::{NamedHost, Peer, SegmentNames};
 
     pub fn port(n: u8) -> PortAdd {
         PortAdd {
@@ -215,6 +288,10 @@ pub(crate) mod tests {
             queue_pairs: 1,
             require_sealed: true,
         }
+    }
+
+    pub fn named(name: &str, n: u8) -> NamedHost {
+        NamedHost { name: name.into(), ipv4: Ipv4Addr::new(10, 0, 0, n) }
     }
 
     pub fn segment() -> SegmentConfig {
@@ -230,6 +307,11 @@ pub(crate) mod tests {
                 ipv4: Ipv4Addr::new(10, 0, 0, 9),
                 endpoint: "192.0.2.2:4789".parse().unwrap(),
             }],
+            names: Some(SegmentNames {
+                servers: bixi_api::network::name_servers(),
+                domain: Some("lab.internal".into()),
+                hosts: vec![named("web", 9), named("Db", 1), named("web", 8)],
+            }),
         }
     }
 
@@ -276,7 +358,7 @@ pub(crate) mod tests {
     #[test]
     fn a_segment_that_cannot_be_is_refused_by_name() {
         let good = segment();
-        assert_eq!(check_segment(7, &good, Some(OWN)).unwrap().len(), 1);
+        assert_eq!(check_segment(7, &good, Some(OWN)).unwrap().peers.len(), 1);
         let peer = good.peers[0].clone();
         let at = |endpoint: &str| Peer { endpoint: endpoint.parse().unwrap(), ..peer.clone() };
         let gateway = |n| Some(Ipv4Addr::new(10, 0, 0, n));
@@ -295,6 +377,33 @@ pub(crate) mod tests {
             (SegmentConfig { peers: vec![at("[2001:db8::1]:4789")], ..good.clone() }, "BadPeer"),
         ] {
             assert_eq!(check_segment(7, &bad, Some(OWN)).unwrap_err().0, code, "{bad:?}");
+        }
+        let names = good.names.clone().unwrap();
+        let host = |name: &str, n| SegmentNames { hosts: vec![named(name, n)], ..names.clone() };
+        let at = |n| SegmentNames { servers: vec![[10, 0, 0, n].into()], ..names.clone() };
+        for bad in [
+            SegmentNames { servers: vec![], ..names.clone() },
+            SegmentNames { servers: vec![[1, 1, 1, 1].into(); 5], ..names.clone() },
+            SegmentNames { domain: Some(String::new()), ..names.clone() },
+            SegmentNames { domain: Some("a..b".into()), ..names.clone() },
+            SegmentNames { domain: Some("x.".repeat(32) + "x"), ..names.clone() },
+            SegmentNames { hosts: (1..=17).map(|n| named("web", n)).collect(), ..names.clone() },
+            SegmentNames { hosts: vec![named("a", 1); 32_769], ..names.clone() },
+            host("", 1),
+            host("-a", 1),
+            host("a-", 1),
+            host("a_b", 1),
+            host("ä", 1),
+            host(&"x".repeat(64), 1),
+            // A peer's address.
+            at(9),
+        ] {
+            let bad = SegmentConfig { names: Some(bad), ..good.clone() };
+            assert_eq!(check_segment(7, &bad, Some(OWN)).unwrap_err().0, "BadNames");
+        }
+        for fine in [host("a.b-c.1", 1), at(254)] {
+            let fine = SegmentConfig { names: Some(fine), ..good.clone() };
+            assert!(check_segment(7, &fine, Some(OWN)).is_ok());
         }
         assert_eq!(check_segment(7, &good, None).unwrap_err().0, "NoUnderlay");
         let alone = SegmentConfig { peers: vec![], ..good };

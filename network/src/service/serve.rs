@@ -102,7 +102,8 @@ async fn run(settings: &Settings) -> Result<(), ServeError> {
     let counters = settings.underlay.map(|_| Arc::new(UnderlayCounters::default()));
     let mut card = Card::new()?;
     let worker = start_worker(&mut card, settings, counters.clone())?;
-    let mut driver = Driver::new(card, worker, records, model, counters);
+    let token_key = records.token_key()?;
+    let mut driver = Driver::new(card, worker, records, model, counters, token_key);
     driver.restore();
 
     let (orders, policy) = (driver.orders(), driver.policy());

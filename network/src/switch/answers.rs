@@ -6,9 +6,11 @@ use super::counters::Tally;
 use super::frame::SPARE;
 use super::ports::Port;
 use crate::address::GATEWAY_MAC;
-use crate::answer::{arp, dhcp, icmp};
+use crate::answer::{arp, dhcp, dns, icmp};
 use crate::engine::action::{Answer, Reason};
+use crate::engine::names::Names;
 use crate::engine::view::mask;
+use crate::metadata::ADDRESSES;
 use crate::packet::{Frame, Payload};
 use crate::tables::lease::seconds_now;
 
@@ -26,6 +28,9 @@ pub fn answer(
     let outcome = match what {
         Answer::Arp => answer_arp(port, frame, out),
         Answer::Dhcp => answer_dhcp(port, frame, parsed, out),
+        Answer::Dns => answer_dns(port, frame, parsed, out),
+        // It keeps connections, and has its own way back to the guest.
+        Answer::Metadata => Err(Reason::UnknownDestination),
     };
     match outcome {
         Ok(()) => tally.answered += 1,
@@ -47,7 +52,10 @@ fn answer_arp(port: &Port, frame: &[u8], out: &mut Vec<u8>) -> Result<(), Reason
     }
     let segment = &port.segment;
     let host = segment.host(asked.target_address).map(|host| host.mac);
-    let card = (asked.target_address == segment.server()).then_some(GATEWAY_MAC);
+    let own_service = asked.target_address == segment.server()
+        || segment.names_at(asked.target_address).is_some()
+        || (port.metadata.is_some() && ADDRESSES.contains(&asked.target_address));
+    let card = own_service.then_some(GATEWAY_MAC);
     let owner = host.or(card).ok_or(Reason::UnknownDestination)?;
     arp::reply(out, &asked, owner);
     Ok(())
@@ -59,12 +67,17 @@ fn answer_dhcp(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> 
     let (Some(network), Some(address)) = (&segment.network, port.view.ipv4.first()) else {
         return Err(Reason::UnknownDestination);
     };
+    let names = network.names.as_deref();
+    let servers = names.map(Names::servers).unwrap_or_default();
+    let metadata = if port.metadata.is_some() { &ADDRESSES[..] } else { &[] };
     let offer = dhcp::Offer {
         mac: port.view.mac,
         address: *address,
         mask: mask(network.prefix_len),
         gateway: network.gateway,
-        dns: &network.dns,
+        dns: if network.dns.is_empty() { servers } else { &network.dns },
+        domain: names.and_then(Names::domain),
+        services: &[servers, metadata].concat(),
         mtu: segment.mtu,
         server: segment.server(),
         server_mac: GATEWAY_MAC,
@@ -78,6 +91,13 @@ fn answer_dhcp(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> 
         dhcp::LeaseChange::Ended => port.leases.end(*address),
     }
     if outcome.answered { Ok(()) } else { Err(Reason::UnknownDestination) }
+}
+
+fn answer_dns(port: &Port, frame: &[u8], parsed: &Frame, out: &mut Vec<u8>) -> Result<(), Reason> {
+    let Payload::Ipv4(ipv4) = &parsed.payload else { return Err(Reason::Malformed) };
+    let names = port.segment.names_at(ipv4.destination).ok_or(Reason::UnknownDestination)?;
+    let answered = dns::answer(out, frame, parsed, ipv4, names);
+    if answered { Ok(()) } else { Err(Reason::Malformed) }
 }
 
 /// Writes *fragmentation needed* behind [`SPARE`] bytes into `out`, where the guest forbade to cut the packet.

@@ -102,6 +102,7 @@ impl PortCounters {
             other_protocol: dropped(Reason::OtherProtocol),
             too_big: dropped(Reason::TooBig),
             underlay_failed: dropped(Reason::Underlay),
+            limited: dropped(Reason::Limited),
             flows: self.flows.load(Relaxed),
             evicted_flows: self.evicted.load(Relaxed),
             torn_records: self.torn.load(Relaxed),

@@ -5,7 +5,7 @@
 //! underlay's sockets ── receive ────►   │ each frame has a fate
 //!                                       ├─► receive   into a guest's buffers, all for one queue at a time
 //!                                       ├─► tunnel    staged, sent in few system calls
-//!                                       └─► answer    ARP, DHCP, too big: back to the port that asked
+//!                                       └─► answer    ARP, DHCP, DNS, metadata, too big: back to the port that asked
 //! ```
 //!
 //! One worker owns all ports of a process in this release: whatever goes from port to port stays on one core, and nothing
@@ -22,6 +22,8 @@ mod burst;
 mod copy;
 pub mod counters;
 pub mod frame;
+mod limit;
+mod metadata;
 mod ports;
 mod receive;
 mod software;
@@ -34,6 +36,7 @@ mod tests;
 
 use crate::engine::flow::FlowTable;
 use crate::engine::view::{PortIndex, PortView, View};
+use crate::metadata::Metadata;
 use crate::tables::lease::Leases;
 use crate::underlay::Underlay;
 use bixi_offload::card::DeviceId;
@@ -45,6 +48,7 @@ use burst::Burst;
 use counters::PortCounters;
 use ports::Ports;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use burst::BATCH;
 
@@ -60,6 +64,8 @@ pub enum Command {
     RemovePort(PortIndex),
     /// This is known from now on.
     View(Arc<View>),
+    /// The guest of a port reads this of itself from now on.
+    Metadata(PortIndex, Arc<Metadata>),
 }
 
 /// A port to own.
@@ -75,6 +81,8 @@ pub struct NewPort {
     pub leases: Arc<Leases>,
     /// Its counters, which the driver reads.
     pub counters: Arc<PortCounters>,
+    /// What its guest reads of itself, if anything.
+    pub metadata: Option<Arc<Metadata>>,
 }
 
 /// All ports, their queues, and room for the batch under way.
@@ -99,6 +107,8 @@ struct Work {
     answer: Vec<u8>,
     /// Faults of queues that were found while somebody else's frames were given to them.
     faults: Vec<(QueueSlot, QueueFault)>,
+    /// Queues to which something was revealed, and whose drivers may want a call.
+    revealed: Vec<QueueSlot>,
     /// The time in ticks of a flow's last use.
     now: u32,
     /// Turns since the clock was read.
@@ -131,6 +141,8 @@ impl Switch {
                 staged: Vec::with_capacity(frame::SPARE + frame::LONGEST),
                 answer: Vec::with_capacity(2048),
                 faults: Vec::new(),
+                // Each frame of a burst is given once, and the sender's own queue comes last.
+                revealed: Vec::with_capacity(BATCH + 1),
                 now: ticks(),
                 turns: 0,
                 busy: false,
@@ -177,9 +189,14 @@ impl WorkerService for Switch {
 
     fn command(&mut self, command: Command, _outbox: &mut Outbox<()>) {
         match command {
-            Command::AddPort(port) => self.ports.add(*port),
+            Command::AddPort(port) => self.ports.add(*port, self.work.now),
             Command::RemovePort(index) => self.ports.remove(index),
             Command::View(view) => self.ports.see(view),
+            Command::Metadata(index, metadata) => {
+                if let Some(port) = self.ports.port_mut(index) {
+                    port.metadata = Some(metadata);
+                }
+            }
         }
     }
 
@@ -204,8 +221,12 @@ impl WorkerService for Switch {
 
     fn poll(&mut self, outbox: &mut Outbox<()>) -> usize {
         self.work.look_at_clock();
-        let done = self.receive_from_underlay();
+        let done = self.receive_from_underlay() + self.turn_metadata();
         self.tell_faults(outbox);
         done
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.ports.next_timer()
     }
 }

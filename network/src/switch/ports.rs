@@ -4,14 +4,18 @@
 
 use super::NewPort;
 use super::counters::PortCounters;
+use super::limit::Limit;
 use crate::engine::flow::FlowTable;
 use crate::engine::view::{PortIndex, PortView, SegmentView, View};
+use crate::metadata::Metadata;
+use crate::metadata::stack::Stack;
 use crate::tables::lease::Leases;
 use bixi_offload::card::DeviceId;
 use bixi_offload::ring::SplitQueue;
 use bixi_offload::worker::{Interest, QueueKey, QueueSlot};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A port as its worker has it.
 #[derive(Debug)]
@@ -21,6 +25,11 @@ pub struct Port {
     pub flows: FlowTable,
     pub leases: Arc<Leases>,
     pub counters: Arc<PortCounters>,
+    pub metadata: Option<Arc<Metadata>>,
+    /// The TCP of its metadata server, while its guest talks.
+    pub stack: Option<Box<Stack>>,
+    /// How often its guest may ask the card's own servers.
+    pub limit: Limit,
     device: DeviceId,
     /// Its receive queues that run, in the order of their pairs.
     receive: Vec<(u16, QueueSlot)>,
@@ -53,11 +62,14 @@ pub struct Ports {
     queues: Vec<Option<Attached>>,
     pub view: Arc<View>,
     devices: HashMap<DeviceId, PortIndex>,
+    /// When each stack must take its next turn, and the first of them.
+    timers: BTreeMap<PortIndex, Instant>,
+    first_timer: Option<Instant>,
 }
 
 impl Ports {
-    pub fn add(&mut self, new: NewPort) {
-        let NewPort { device, view, flows, leases, counters } = new;
+    pub fn add(&mut self, new: NewPort, now: u32) {
+        let NewPort { device, view, flows, leases, counters, metadata } = new;
         let index = usize::from(view.index.0);
         if self.list.len() <= index {
             self.list.resize_with(index + 1, || None);
@@ -65,13 +77,46 @@ impl Ports {
         self.devices.insert(device, view.index);
         let segment = self.segment(view.vni);
         let receive = Vec::with_capacity(32);
-        self.list[index] = Some(Port { view, segment, flows, leases, counters, device, receive });
+        self.list[index] = Some(Port {
+            view,
+            segment,
+            flows,
+            leases,
+            counters,
+            metadata,
+            stack: None,
+            limit: Limit::new(now),
+            device,
+            receive,
+        });
     }
 
     pub fn remove(&mut self, index: PortIndex) {
         if let Some(port) = self.list.get_mut(usize::from(index.0)).and_then(Option::take) {
             self.devices.remove(&port.device);
         }
+        self.set_timer(index, None);
+    }
+
+    /// Says when the stack of a port must take its next turn.
+    pub fn set_timer(&mut self, index: PortIndex, deadline: Option<Instant>) {
+        match deadline {
+            Some(deadline) => drop(self.timers.insert(index, deadline)),
+            None => drop(self.timers.remove(&index)),
+        }
+        self.first_timer = self.timers.values().min().copied();
+    }
+
+    /// When the first stack must take its next turn.
+    #[inline]
+    pub fn next_timer(&self) -> Option<Instant> {
+        self.first_timer
+    }
+
+    /// The ports whose stacks must take a turn now.
+    pub fn due_timers(&self, now: Instant) -> Vec<PortIndex> {
+        let due = self.timers.iter().filter(|(_, deadline)| **deadline <= now);
+        due.map(|(index, _)| *index).collect()
     }
 
     /// Uses a new view from the next frame on.

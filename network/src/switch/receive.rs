@@ -2,7 +2,7 @@
 //!
 //! Invariants: a frame is given whole or not at all; a driver without mergeable buffers gets one buffer per frame and
 //! `num_buffers` = 1; buffers that were taken and not used go back before the batch ends, so that nothing is held between
-//! batches; the used index is published once and the driver called once at most. A driver that has no buffer loses its
+//! batches; the used index is published once. A driver that has no buffer loses its
 //! own frames and stops nobody.
 
 use super::copy;
@@ -225,7 +225,8 @@ impl<'a> Receiver<'a> {
         count(self)
     }
 
-    /// Ends the batch: gives back what was not used, publishes, calls the driver if it wants that.
+    /// Ends the batch: gives back what was not used, and shows the rest to the driver. Whether it wants a call is to be asked
+    /// once the whole burst is done.
     ///
     /// # Errors
     /// What the driver did wrong; what the guest received until then is told too.
@@ -235,9 +236,7 @@ impl<'a> Receiver<'a> {
         if left > 0 {
             self.queue.give_back(self.buffers, left);
         }
-        if self.queue.publish() {
-            self.queue.signal();
-        }
+        self.queue.reveal();
         (self.received, self.fault.map_or(Ok(()), Err))
     }
 }

@@ -4,7 +4,11 @@ use super::counters::PortCounters;
 use super::{Command, NewPort, Switch};
 use crate::address::Mac;
 use crate::engine::flow::FlowTable;
+use crate::engine::names::Names;
 use crate::engine::view::{Network, PeerView, PortIndex, PortView, SegmentView, View};
+use crate::metadata::Metadata;
+use crate::metadata::documents::Documents;
+use crate::metadata::token::Key;
 use crate::packet::offload::header_length;
 use crate::tables::lease::Leases;
 use crate::underlay::Underlay;
@@ -25,6 +29,14 @@ pub fn mac(n: u8) -> Mac {
 
 pub fn address(n: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, n)
+}
+
+/// The card's DNS server is at 100.64.0.1 and knows `one.lab.internal` as 10.0.0.1.
+fn names() -> Arc<Names> {
+    let servers = vec![Ipv4Addr::new(100, 64, 0, 1)];
+    let mut names = Names::new(servers, Some("lab.internal"), Ipv4Addr::new(10, 0, 0, 0), 24);
+    names.add("one", address(1));
+    Arc::new(names)
 }
 
 /// One pair of queues, the driver's side.
@@ -128,6 +140,7 @@ pub struct Rig {
     slots: usize,
     epoch: u32,
     ports: Vec<PortView>,
+    metadata: Option<Arc<Metadata>>,
 }
 
 impl Rig {
@@ -140,6 +153,7 @@ impl Rig {
             slots: 0,
             epoch: 0,
             ports: Vec::new(),
+            metadata: None,
         }
     }
 
@@ -156,20 +170,34 @@ impl Rig {
     /// Adds the next guest: number n has hardware address 02:…:n and address 10.0.0.n.
     pub fn add_guest(&mut self, features: u64, pairs: usize, queue_size: u16) -> usize {
         let n = self.guests.len() as u8 + 1;
+        self.add_guest_at(features, pairs, queue_size, address(n))
+    }
+
+    /// Adds the next guest, but with this address.
+    pub fn add_guest_at(
+        &mut self,
+        features: u64,
+        pairs: usize,
+        queue_size: u16,
+        ipv4: Ipv4Addr,
+    ) -> usize {
+        let n = self.guests.len() as u8 + 1;
         let device = DeviceId(u64::from(n) + 100);
-        let view = PortView {
-            index: PortIndex((n - 1).into()),
-            vni: VNI,
-            mac: mac(n),
-            ipv4: vec![address(n)],
-        };
+        let view =
+            PortView { index: PortIndex((n - 1).into()), vni: VNI, mac: mac(n), ipv4: vec![ipv4] };
         let path = self.folder.path().join(format!("{n}"));
         let (flows, _) = FlowTable::open(&path.with_extension("flows"), 1 << 12).unwrap();
         let leases = Arc::new(Leases::open(&path.with_extension("leases")).unwrap().0);
         let counters = Arc::new(PortCounters::default());
         self.ports.push(view.clone());
-        let new =
-            NewPort { device, view, flows, leases: leases.clone(), counters: counters.clone() };
+        let new = NewPort {
+            device,
+            view,
+            flows,
+            leases: leases.clone(),
+            counters: counters.clone(),
+            metadata: self.metadata.take(),
+        };
         self.switch.command(Command::AddPort(Box::new(new)), &mut self.outbox);
         let mut arena = GuestArena::new(0x10_0000, 64 << 20, Backing::Unsealed).unwrap();
         let pairs = (0..pairs as u16)
@@ -210,11 +238,23 @@ impl Rig {
         slot
     }
 
+    /// Lets the next guest that is added read `text` of itself.
+    pub fn with_metadata(&mut self, port: &str, text: &str) {
+        let documents = vec![("latest/user-data".to_owned(), text.as_bytes().to_vec())];
+        let documents = Documents::new(documents).unwrap();
+        let (port, key) = (port.to_owned(), Key([1; 32]));
+        self.metadata = Some(Arc::new(Metadata { port, documents, tokens_required: false, key }));
+    }
+
     /// Tells the switch its segment anew.
     pub fn tell(&mut self, peers: &[PeerView], mtu: u16) {
         self.epoch += 1;
-        let network =
-            Network { prefix_len: 24, gateway: Some(address(254)), dns: vec![address(253)] };
+        let network = Network {
+            prefix_len: 24,
+            gateway: Some(address(254)),
+            dns: vec![address(253)],
+            names: Some(names()),
+        };
         let segment = SegmentView::new(
             VNI,
             self.epoch,

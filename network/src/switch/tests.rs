@@ -229,10 +229,13 @@ fn arp_and_dhcp_are_answered_and_nobody_else_hears_them() {
     for target in [2, 254, 99, 1] {
         rig.guests[0].send(0, &[], &arp(target), &[]);
     }
+    let mut service = arp(2);
+    service[38..42].copy_from_slice(&[100, 64, 0, 1]);
+    rig.guests[0].send(0, &[], &service, &[]);
     rig.run().unwrap();
     let got = rig.guests[0].receive(0);
     let owners: Vec<_> = got.iter().map(|(_, f)| Mac::read(&f[22..])).collect();
-    assert_eq!(owners, [mac(2), GATEWAY_MAC]);
+    assert_eq!(owners, [mac(2), GATEWAY_MAC, GATEWAY_MAC]);
 
     let mut message = vec![0u8; 244];
     message[..4].copy_from_slice(&[1, 1, 6, 0]);
@@ -255,7 +258,133 @@ fn arp_and_dhcp_are_answered_and_nobody_else_hears_them() {
 
     assert!(rig.guests[1].receive(0).is_empty());
     let sent = counters(&rig, 0);
-    assert_eq!((sent.answered, sent.unknown_destination, sent.multicast), (3, 1, 1));
+    assert_eq!((sent.answered, sent.unknown_destination, sent.multicast), (4, 1, 1));
+}
+
+#[test]
+fn names_are_answered_at_the_card_s_own_address_and_to_whoever_asks_as_himself() {
+    let mut rig = Rig::with_guests(&[(ALL, 1), (ALL, 1)]);
+    for guest in 0..2 {
+        rig.guests[guest].fill(0, 16, &[1600]);
+    }
+    let server = [100, 64, 0, 1];
+    let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03one\0\0\x01\0\x01";
+    let ask = |from: u8, to: Mac, server: [u8; 4], question: &[u8]| {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2(mac(1).0, to.0)
+            .ipv4(address(from).octets(), server, 64)
+            .udp(4000, 53)
+            .write(&mut frame, question)
+            .unwrap();
+        frame
+    };
+    for frame in [
+        ask(1, GATEWAY_MAC, server, question),
+        // In another's name; to another station; to an address where nobody answers; no question.
+        ask(2, GATEWAY_MAC, server, question),
+        ask(1, mac(2), server, question),
+        ask(1, GATEWAY_MAC, [100, 64, 0, 2], question),
+        ask(1, GATEWAY_MAC, server, &[0x80; 20]),
+    ] {
+        rig.guests[0].send(0, &[], &frame, &[]);
+    }
+    rig.run().unwrap();
+    let got = rig.guests[0].receive(0);
+    assert_eq!(got.len(), 1);
+    let frame = &got[0].1;
+    let Payload::Ipv4(ipv4) = parse(frame, frame.len()).unwrap().payload else { panic!() };
+    assert!(transport_is_right(frame, &ipv4));
+    assert_eq!((ipv4.source, ipv4.destination), (server.into(), address(1)));
+    assert_eq!(ipv4.ports, [53, 4000]);
+    assert_eq!((Mac::read(frame), Mac::read(&frame[6..])), (mac(1), GATEWAY_MAC));
+    assert_eq!(&frame[42..44], &question[..2]);
+    assert_eq!(frame[frame.len() - 4..], address(1).octets());
+    assert!(rig.guests[1].receive(0).is_empty());
+    let sent = counters(&rig, 0);
+    assert_eq!((sent.answered, sent.spoofed), (1, 1));
+    assert_eq!((sent.unknown_destination, sent.malformed), (2, 1));
+}
+
+/// A TCP segment of guest `n` to the metadata server.
+fn to_metadata(n: u8, sequence: u32, acknowledged: Option<u32>, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let tcp = PacketBuilder::ethernet2(mac(n).0, GATEWAY_MAC.0)
+        .ipv4(address(1).octets(), [100, 100, 100, 200], 64)
+        .tcp(40_000, 80, sequence, 4096);
+    match acknowledged {
+        None => tcp.syn().write(&mut frame, payload).unwrap(),
+        Some(number) => tcp.ack(number).psh().write(&mut frame, payload).unwrap(),
+    }
+    frame
+}
+
+#[test]
+fn each_port_reads_its_own_metadata_whatever_its_address_is() {
+    let mut rig = Rig::new(None);
+    for (port, text) in [("eni-1", "mine"), ("eni-2", "yours")] {
+        rig.with_metadata(port, text);
+        let guest = rig.add_guest_at(ALL, 1, 256, address(1));
+        rig.guests[guest].fill(0, 32, &[1600]);
+    }
+    rig.add_guest_at(ALL, 1, 256, address(1));
+    rig.guests[2].fill(0, 32, &[1600]);
+    rig.tell(&[], MTU);
+    for (guest, text) in [(0, Some("mine")), (1, Some("yours")), (2, None)] {
+        let n = guest as u8 + 1;
+        rig.guests[guest].send(0, &[], &to_metadata(n, 5, None, b""), &[]);
+        rig.run().unwrap();
+        let got = rig.guests[guest].receive(0);
+        let Some(text) = text else {
+            assert!(got.is_empty(), "somebody answers a port without metadata");
+            assert_eq!(counters(&rig, guest).unknown_destination, 1);
+            continue;
+        };
+        let [(_, hello)] = &got[..] else { panic!("{got:?}") };
+        let Payload::Ipv4(ipv4) = parse(hello, hello.len()).unwrap().payload else { panic!() };
+        assert!(transport_is_right(hello, &ipv4));
+        assert_eq!((ipv4.source.octets(), ipv4.destination), ([100, 100, 100, 200], address(1)));
+        assert_eq!((Mac::read(hello), Mac::read(&hello[6..])), (mac(n), GATEWAY_MAC));
+        let theirs = u32::from_be_bytes(hello[38..42].try_into().unwrap());
+        let get = b"GET /latest/user-data HTTP/1.0\r\n\r\n";
+        // Its checksum left to the other side, as a guest's driver does.
+        let mut frame = to_metadata(n, 6, Some(theirs.wrapping_add(1)), get);
+        let offload = leave_checksum(&mut frame);
+        rig.guests[guest].send(0, &offload.write(0), &frame, &[]);
+        rig.run().unwrap();
+        let all: Vec<u8> =
+            rig.guests[guest].receive(0).into_iter().flat_map(|(_, frame)| frame).collect();
+        assert!(String::from_utf8_lossy(&all).contains(text), "{}", String::from_utf8_lossy(&all));
+        assert_eq!(counters(&rig, guest).answered, 2);
+    }
+    // Only its own frames reach a port, and its own name is all that it may use.
+    assert!(rig.guests[0].receive(0).is_empty());
+    let mut spoofed = to_metadata(2, 5, None, b"");
+    spoofed[6..12].copy_from_slice(&mac(1).0);
+    rig.guests[1].send(0, &[], &spoofed, &[]);
+    rig.run().unwrap();
+    assert!(rig.guests.iter_mut().all(|guest| guest.receive(0).is_empty()));
+    assert_eq!(counters(&rig, 1).spoofed, 1);
+}
+
+#[test]
+fn a_guest_that_asks_without_end_is_limited_and_its_neighbour_is_not() {
+    let mut rig = Rig::new(None);
+    rig.with_metadata("eni-1", "mine");
+    for _ in 0..2 {
+        let guest = rig.add_guest(ALL, 1, 256);
+        rig.guests[guest].fill(0, 200, &[1600]);
+    }
+    rig.tell(&[], MTU);
+    for n in 0..3000 {
+        rig.guests[0].send(0, &[], &to_metadata(1, n, None, b""), &[]);
+        rig.run().unwrap();
+        rig.guests[0].receive(0);
+    }
+    let seen = counters(&rig, 0);
+    assert!(seen.limited > 1000 && seen.answered >= 512, "{seen:?}");
+    rig.guests[0].send(0, &[], &udp(1, 2, 9, b"still there"), &[]);
+    rig.run().unwrap();
+    assert_eq!(rig.guests[1].receive(0).len(), 1);
 }
 
 #[test]

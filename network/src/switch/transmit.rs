@@ -6,14 +6,14 @@ use super::counters::{Refused, Tally};
 use super::frame::{LONGEST, Outgoing, Rest, SPARE};
 use super::ports::{Attached, Port, Ports};
 use super::receive::{Received, Receiver};
-use super::{Switch, Work, answers, software};
-use crate::engine::action::Reason;
+use super::{Switch, Work, answers, metadata, software};
+use crate::engine::action::{Answer, Reason};
 use crate::engine::policy::Ingress;
 use crate::engine::view::PortIndex;
 use crate::packet::offload::{Offload, header_length};
 use crate::underlay::{Batch as DatagramBatch, Target, Underlay};
 use bixi_offload::memory::{GuestBytes, GuestMemory};
-use bixi_offload::ring::{Batch, RingError};
+use bixi_offload::ring::{Batch, RingError, fence_before_calls};
 use bixi_offload::worker::{QueueFault, QueueSlot};
 use std::sync::Arc;
 
@@ -82,10 +82,10 @@ impl Switch {
             for chain in sent.chains(&memory) {
                 queue.complete(chain.head(), 0);
             }
-            if queue.publish() {
-                queue.signal();
-            }
+            queue.reveal();
+            work.revealed.push(slot);
         }
+        call_drivers(ports, work);
         Ok(taken)
     }
 
@@ -125,9 +125,23 @@ impl Switch {
                     _ => {}
                 }
             }
+            call_drivers(ports, work);
         }
         counters.add_received(given, &tally, &refused);
         tally.frames as usize
+    }
+}
+
+/// Calls the drivers that want it, of the queues to which something was revealed: one fence for all of them.
+#[inline]
+fn call_drivers(ports: &mut Ports, work: &mut Work) {
+    fence_before_calls();
+    for slot in work.revealed.drain(..) {
+        if let Some(Attached { queue, .. }) = ports.attached(slot)
+            && queue.wants_call()
+        {
+            queue.signal();
+        }
     }
 }
 
@@ -234,12 +248,13 @@ fn give_all(
 
 /// Counts what a guest received, and notes what its driver did wrong.
 #[inline]
-fn received(
+pub(super) fn received(
     ports: &mut Ports,
     work: &mut Work,
     slot: QueueSlot,
     (received, result): (Received, Result<(), RingError>),
 ) {
+    work.revealed.push(slot);
     let Some(Attached { port, index, .. }) = ports.attached(slot) else { return };
     let (port, index) = (*port, *index);
     if let Some(port) = port.and_then(|port| ports.port(port)) {
@@ -278,11 +293,19 @@ fn answer(
     tally: &mut Tally,
 ) {
     let (fate, parsed) = (burst.fate(index), burst.frame(index));
-    let (Some(port), Some(parsed)) = (ports.port(from), parsed) else { return };
+    let (Some(port), Some(parsed)) = (ports.port_mut(from), parsed) else { return };
+    if matches!(fate, Fate::Answer(Answer::Dns | Answer::Metadata)) && !port.limit.allows(work.now)
+    {
+        return tally.drop(Reason::Limited);
+    }
     let head = burst.head(index);
     let rest = chains.rest(index, head.len() - SPARE);
+    Outgoing { head, rest }.stage(&mut work.staged);
+    if fate == Fate::Answer(Answer::Metadata) {
+        return metadata::ask(ports, work, from, &parsed, tally);
+    }
+    let Some(port) = ports.port(from) else { return };
     let Work { staged, answer, .. } = work;
-    Outgoing { head, rest }.stage(staged);
     let frame = &staged[SPARE..];
     let answered = match fate {
         Fate::Answer(what) => answers::answer(port, what, frame, &parsed, answer, tally),

@@ -11,5 +11,7 @@ mod hostile;
 mod namespace;
 mod overlay;
 mod server;
+mod services;
 mod survival;
 mod switching;
+mod tap;

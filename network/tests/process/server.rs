@@ -189,6 +189,7 @@ pub fn segment() -> SegmentConfig {
         dns: vec![Ipv4Addr::new(10, 0, 0, 253)],
         mtu: 1450,
         peers: vec![],
+        names: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! One mapping of a file that somebody else shares with us.
 //!
-//! Invariants: the mapping is as long as asked for and was backed by the file when it was made; it is registered with
+//! Invariants: the file is in memory, the mapping is as long as asked for and was backed by the file when it was made; it is registered with
 //! [`crate::sigbus`] for as long as it exists, so that a file that shrinks later breaks one session only.
 
 use super::MemoryError;
@@ -11,6 +11,11 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
+
+/// The number of tmpfs, and so of a memfd (TMPFS_MAGIC of linux/magic.h).
+const TMPFS: u32 = 0x0102_1994;
+/// The number of hugetlbfs, and so of a memfd on huge pages (HUGETLBFS_MAGIC of linux/magic.h).
+const HUGETLBFS: u32 = 0x9584_58f6;
 
 /// How a session's files are mapped.
 #[derive(Debug, Clone)]
@@ -53,6 +58,9 @@ impl Mapping {
     ) -> Result<Self, MemoryError> {
         if options.require_sealed && !is_sealed(fd) {
             return Err(MemoryError::NotSealed);
+        }
+        if !is_in_memory(fd)? {
+            return Err(MemoryError::NotInMemory);
         }
         let stat = rustix::fs::fstat(fd).map_err(MemoryError::system("stat a shared file"))?;
         let file = u64::try_from(stat.st_size).unwrap_or(0);
@@ -122,8 +130,39 @@ pub(super) fn is_sealed(fd: impl AsFd) -> bool {
     rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
 }
 
+/// Whether the pages of a file never have to be fetched: a worker that touches a page of a disk, or of a file system that is
+/// another process (FUSE), waits for as long as that likes, and all its other sessions with it.
+fn is_in_memory(fd: BorrowedFd<'_>) -> Result<bool, MemoryError> {
+    let system = rustix::fs::fstatfs(fd).map_err(MemoryError::system("stat a shared file"))?;
+    // Only the low 32 bits are the file system's number, whatever the field's type.
+    Ok(matches!(system.f_type as u32, TMPFS | HUGETLBFS))
+}
+
 /// The page size of a file whose preferred block size is `block`: huge pages report theirs there.
 fn page_size(block: u64) -> u64 {
     let system = rustix::param::page_size() as u64;
     if block.is_power_of_two() && block > system { block } else { system }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fd: impl AsFd) -> Result<Mapping, MemoryError> {
+        let options = MappingOptions { require_sealed: false, watch: Watch::new() };
+        Mapping::new(fd.as_fd(), 0, 4096, &options)
+    }
+
+    #[test]
+    fn a_file_that_is_not_in_memory_is_refused() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let memory = rustix::fs::memfd_create("mapping", flags).unwrap();
+        rustix::fs::ftruncate(&memory, 4096).unwrap();
+        assert_eq!(map(&memory).unwrap().len(), 4096);
+        // Where programs are is a disk; the kernel's own files are no memory either.
+        for path in ["/proc/self/exe", "/proc/self/maps"] {
+            let file = std::fs::File::open(path).unwrap();
+            assert!(matches!(map(&file), Err(MemoryError::NotInMemory)), "{path}");
+        }
+    }
 }

@@ -79,6 +79,11 @@ pub enum MemoryError {
         "shared memory is not sealed against shrinking: use a memfd with F_SEAL_SHRINK, or set require-sealed to false"
     )]
     NotSealed,
+    /// The file's pages come from a medium or from another process, and a worker that touches one would wait for it.
+    #[error(
+        "shared memory is a file on a disk or of another file system: use a memfd, or a file on tmpfs or hugetlbfs"
+    )]
+    NotInMemory,
     /// The kernel refused.
     #[error("cannot {what}")]
     System {

@@ -195,6 +195,12 @@ impl Areas {
         unsafe { self.used.add(RING + 8 * self.mask(index)).cast::<[u32; 2]>().write(element) };
     }
 
+    /// Where entry `index` of the used ring is, to prefetch it.
+    #[inline(always)]
+    pub fn used_at(&self, index: u16) -> *const u8 {
+        self.used.wrapping_add(RING + 8 * self.mask(index))
+    }
+
     /// Whether the driver is asked not to kick, without EVENT_IDX.
     pub fn suppress_kicks(&self, suppress: bool) {
         let flags = if suppress { NO_NOTIFY } else { 0 };

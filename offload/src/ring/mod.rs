@@ -6,7 +6,8 @@
 //! take(max, &mut batch)      avail.idx read once, chains flattened into checked segments
 //!   … for each chain: use chain.readable() and chain.writable() …
 //! complete(head, written)    the used element is written, in any order of heads
-//! publish() -> call?         used.idx written once; whether the driver wants a call
+//! publish() -> call?         used.idx written once; whether the driver wants a call (for several queues at once:
+//!                            reveal() each, fence_before_calls(), wants_call() each)
 //! signal()                   the call eventfd, if it does
 //! ```
 //!
@@ -35,7 +36,7 @@ pub use error::RingError;
 pub use inflight::{InflightMap, InflightQueue};
 pub use layout::{MAX_INDIRECT, MAX_QUEUE_SIZE, QueueLayout};
 pub use notify::{Notifiers, SharedFd};
-pub use queue::{QueueSetup, SplitQueue, UsedLog};
+pub use queue::{QueueSetup, SplitQueue, UsedLog, fence_before_calls};
 pub use state::QueueState;
 
 /// VIRTIO_RING_F_INDIRECT_DESC as a feature bit mask.

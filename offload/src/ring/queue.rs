@@ -77,7 +77,11 @@ pub struct SplitQueue {
     hit: Span,
     size: u16,
     last_available: u16,
+    /// avail.idx as it was read last: the driver has made at least what lies before it available.
+    seen_available: u16,
     last_used: u16,
+    /// used.idx up to which the driver was called, or did not want to be.
+    announced: u16,
     completed: u16,
     outstanding: u16,
     event_idx: bool,
@@ -164,7 +168,9 @@ impl SplitQueue {
             hit: Span::NONE,
             size: layout.size,
             last_available,
+            seen_available: last_available,
             last_used,
+            announced: last_used,
             completed: 0,
             outstanding: 0,
             event_idx,
@@ -245,16 +251,9 @@ impl SplitQueue {
 
     #[inline(always)]
     fn take_available(&mut self, max: usize, batch: &mut Batch) -> Result<usize, RingError> {
-        let available = self.areas.available_idx();
-        let ahead = available.wrapping_sub(self.last_available);
+        let ahead = self.available_ahead(max)?;
         if ahead == 0 {
             return Ok(0);
-        }
-        // To the driver, what is not published is still taken.
-        let taken = self.outstanding + self.completed;
-        if ahead > self.size - taken {
-            let (outstanding, size) = (taken, self.size);
-            return Err(RingError::AvailableIndex { available, ahead, outstanding, size });
         }
         let count = usize::from(ahead).min(max);
         for i in 0..count {
@@ -271,10 +270,41 @@ impl SplitQueue {
                 record.queue.take(entry.head);
             }
         }
+        self.prefetch_used(taken as u16);
         self.last_available = self.last_available.wrapping_add(taken as u16);
         self.outstanding += taken as u16;
         failpoint::hit(Point::AFTER_TAKE);
         Ok(taken)
+    }
+
+    /// How many chains there are to take. The driver is asked only when it is not known already that there are `max`: it
+    /// writes avail.idx all the time, and each look takes the line away from it.
+    #[inline(always)]
+    fn available_ahead(&mut self, max: usize) -> Result<u16, RingError> {
+        let ahead = self.seen_available.wrapping_sub(self.last_available);
+        if usize::from(ahead) >= max {
+            return Ok(ahead);
+        }
+        let available = self.areas.available_idx();
+        let ahead = available.wrapping_sub(self.last_available);
+        // To the driver, what is not published is still taken.
+        let taken = self.outstanding + self.completed;
+        if ahead > self.size - taken {
+            let (outstanding, size) = (taken, self.size);
+            return Err(RingError::AvailableIndex { available, ahead, outstanding, size });
+        }
+        self.seen_available = available;
+        Ok(ahead)
+    }
+
+    /// Has the lines of the next `n` used elements on their way: the driver has read them a ring's length ago, and a store
+    /// that must take a line away from it first holds up all stores behind it.
+    #[inline(always)]
+    fn prefetch_used(&self, n: u16) {
+        let first = self.last_used.wrapping_add(self.completed);
+        for i in (0..n).step_by(USED_PER_LINE) {
+            prefetch_for_write(self.areas.used_at(first.wrapping_add(i)));
+        }
     }
 
     #[cold]
@@ -377,9 +407,20 @@ impl SplitQueue {
         if self.completed == 0 {
             return false;
         }
+        self.reveal();
+        fence_before_calls();
+        self.wants_call()
+    }
+
+    /// The first half of `publish`, for several queues at once: shows all completed chains. The second is one
+    /// [`fence_before_calls`] for all of them, and [`Self::wants_call`] for each.
+    #[inline]
+    pub fn reveal(&mut self) {
+        if self.completed == 0 {
+            return;
+        }
         failpoint::hit(Point::AFTER_USED_BEFORE_IDX);
-        let before = self.last_used;
-        let now = before.wrapping_add(self.completed);
+        let now = self.last_used.wrapping_add(self.completed);
         self.areas.set_used_idx(now);
         if let Some(record) = &mut self.record {
             failpoint::hit(Point::AFTER_IDX_BEFORE_CLEAR);
@@ -394,9 +435,17 @@ impl SplitQueue {
         }
         self.last_used = now;
         self.completed = 0;
-        // used.idx must be visible before we read whether the driver wants a call: it asks for one and looks at
-        // used.idx in the opposite order, and one of the two must see the other.
-        fence(Ordering::SeqCst);
+    }
+
+    /// Whether the driver wants a call for what was revealed since this was asked last: then `signal`.
+    #[inline]
+    #[must_use]
+    pub fn wants_call(&mut self) -> bool {
+        let (before, now) = (self.announced, self.last_used);
+        if before == now {
+            return false;
+        }
+        self.announced = now;
         let wanted = if self.event_idx {
             passes(self.areas.used_event(), before, now)
         } else {
@@ -537,6 +586,17 @@ impl SplitQueue {
 
 /// Bytes of a processor's line.
 const LINE: usize = 64;
+/// Used elements in one.
+const USED_PER_LINE: usize = 8;
+
+/// Must stand between [`SplitQueue::reveal`] and [`SplitQueue::wants_call`].
+///
+/// used.idx must be visible before we read whether the driver wants a call: it asks for one and looks at used.idx in the
+/// opposite order, and one of the two must see the other.
+#[inline(always)]
+pub fn fence_before_calls() {
+    fence(Ordering::SeqCst);
+}
 
 /// Has the lines on their way that are touched first: by the time that a batch is taken, they are here.
 #[inline(always)]

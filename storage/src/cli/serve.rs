@@ -4,6 +4,7 @@ use super::Failure;
 use crate::engine::points;
 use crate::service::serve::{BenchDisk, Settings, serve};
 use bixi_api::file::FileSource;
+use bixi_offload::log_sink::LogSink;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -65,7 +66,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let filter = EnvFilter::try_from_env("BIXI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let colours = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
-    log.with_writer(std::io::stderr).init();
+    let (sink, _flush) = LogSink::to_stderr().map_err(|e| Failure {
+        message: format!("cannot start the thread that writes the log: {e}"),
+        status: 1,
+    })?;
+    log.with_writer(move || sink.clone()).init();
     let cpus = arguments.cpus.clone().map(|cpus| cpus.0).unwrap_or_default();
     let settings = Settings {
         root: arguments.root.clone(),

@@ -24,6 +24,15 @@ const TARGETS: &[(&str, Target)] = &[
     ("pci-state", bixi_compute::pci::fuzz::pci_state),
     ("virtio-accesses", bixi_compute::virtio::fuzz::virtio_accesses),
     ("virtio-state", bixi_compute::virtio::fuzz::virtio_state),
+    ("network-frame", bixi_network::fuzz::frame),
+    ("network-offload", bixi_network::fuzz::offload),
+    ("network-arp", bixi_network::fuzz::arp),
+    ("network-dhcp", bixi_network::fuzz::dhcp),
+    ("network-dns", bixi_network::fuzz::dns),
+    ("network-metadata-request", bixi_network::fuzz::metadata_request),
+    ("network-metadata-packets", bixi_network::fuzz::metadata_packets),
+    ("network-vxlan", bixi_network::fuzz::vxlan),
+    ("network-record", bixi_network::fuzz::record),
 ];
 
 static CHOSEN: OnceLock<Target> = OnceLock::new();

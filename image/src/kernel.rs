@@ -1,11 +1,12 @@
 //! Debian's own cloud kernel, unpacked: the image, its modules in loading order, and the ELF inside the image.
 //!
-//! Servers and guests run this same kernel, unmodified. Called by [`crate::server_image`] and [`crate::guest_image`].
+//! Servers and guests run this same kernel, unmodified. Called by [`crate::tiny`] and the lab.
 
 use crate::cache::Cache;
 use crate::elf;
 use crate::error::{Attempt, Error, Result};
 use crate::host;
+use crate::tree::Tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
@@ -14,7 +15,7 @@ use std::process::Stdio;
 
 /// A kernel package, unpacked.
 #[derive(Debug, Clone)]
-pub(crate) struct Kernel {
+pub struct Kernel {
     /// Its release, as `uname -r` says it.
     pub release: String,
     /// The bzImage.
@@ -25,6 +26,9 @@ pub(crate) struct Kernel {
 
 impl Kernel {
     /// Debian's cloud kernel, downloaded once.
+    ///
+    /// # Errors
+    /// apt cannot get it, or it is not laid out as expected.
     pub fn debian(cache: &Cache) -> Result<Self> {
         let folder = cache.entry("kernel", "debian-cloud", |folder| {
             let package = host::real_package("linux-image-cloud-amd64", "linux-image-")?;
@@ -56,8 +60,23 @@ impl Kernel {
         Ok(Self { release, image, modules, builtin })
     }
 
+    /// Adds modules and all they need to a tree, and the file that says in which order they load.
+    ///
+    /// # Errors
+    /// The kernel does not have one of them.
+    pub fn add_modules(&self, tree: &mut Tree, wanted: &[&str]) -> Result<()> {
+        let mut order = String::new();
+        for (module, path) in self.modules(wanted)? {
+            tree.file(&format!("lib/modules/{module}.ko"), path, 0o644);
+            order.push_str(&module);
+            order.push('\n');
+        }
+        tree.bytes("lib/modules/order", order, 0o644);
+        Ok(())
+    }
+
     /// These modules and all they need, in an order in which they load.
-    pub fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    fn modules(&self, wanted: &[&str]) -> Result<Vec<(String, PathBuf)>> {
         let mut order = Vec::new();
         let mut seen = BTreeSet::new();
         for module in wanted {
@@ -81,7 +100,7 @@ impl Kernel {
         let contents = fs::read(path).attempt(|| format!("read {}", path.display()))?;
         let needed = elf::module_dependencies(&contents).ok_or_else(|| Error::Format {
             path: path.clone(),
-            message: "not a kernel module that the lab can read".to_owned(),
+            message: "not a kernel module that can be read".to_owned(),
         })?;
         for other in needed {
             self.visit(&other.replace('-', "_"), seen, order)?;
@@ -91,6 +110,9 @@ impl Kernel {
     }
 
     /// The ELF kernel inside the image, which a PVH boot enters.
+    ///
+    /// # Errors
+    /// The image is compressed in an unknown way, or the program for it fails.
     pub fn elf(&self, cache: &Cache) -> Result<PathBuf> {
         cache.entry("vmlinux", &self.release, |path| {
             let image =
@@ -116,7 +138,7 @@ fn decompress(payload: &[u8], image: &Path) -> Result<Vec<u8>> {
         _ => {
             return Err(Error::Format {
                 path: image.to_owned(),
-                message: "the kernel is compressed in a way the lab does not know".to_owned(),
+                message: "the kernel is compressed in a way that is not known here".to_owned(),
             });
         }
     };

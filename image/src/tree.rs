@@ -1,6 +1,6 @@
 //! A file tree that does not exist yet: what goes into an initial RAM file system or onto a read-only disk.
 //!
-//! Called by [`crate::server_image`] and [`crate::guest_image`]. A tree is a map from relative names to nodes, so that
+//! Called by [`crate::tiny`] and the lab. A tree is a map from relative names to nodes, so that
 //! adding a thing twice is no change and the result has one order.
 
 use crate::cpio::Archive;
@@ -68,6 +68,9 @@ impl Tree {
     }
 
     /// Adds a program of this machine with its shared libraries: all in one folder, or where they are here.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
     pub fn program(
         &mut self,
         name: &str,
@@ -87,6 +90,9 @@ impl Tree {
     }
 
     /// A number that changes when the tree would be another: names, modes, contents, and of copied files size and time.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
     pub fn fingerprint(&self) -> Result<u64> {
         let mut hasher = DefaultHasher::new();
         for (name, node) in &self.nodes {
@@ -108,6 +114,9 @@ impl Tree {
     }
 
     /// Writes the tree as a cpio archive for the kernel.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
     pub fn write_archive(&self, to: &Path) -> Result<()> {
         let wrong = || format!("write {}", to.display());
         let out = BufWriter::new(fs::File::create(to).attempt(wrong)?);
@@ -132,6 +141,9 @@ impl Tree {
     }
 
     /// Writes the tree as a read-only ext4 image.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
     pub fn write_ext4(&self, to: &Path) -> Result<()> {
         let staging = to.with_extension("staging");
         let result = self.write_folder(&staging).and_then(|bytes| {
@@ -184,7 +196,10 @@ impl Tree {
 }
 
 /// Makes a sparse image of `size` bytes with an ext4 file system, filled from `folder`.
-pub(crate) fn make_ext4(image: &Path, size: u64, folder: Option<&Path>) -> Result<()> {
+///
+/// # Errors
+/// `mkfs.ext4` is not there or fails.
+pub fn make_ext4(image: &Path, size: u64, folder: Option<&Path>) -> Result<()> {
     let wrong = || format!("make {}", image.display());
     fs::File::create(image).and_then(|f| f.set_len(size)).attempt(wrong)?;
     let mut mkfs = host::program("mkfs.ext4");

@@ -25,6 +25,9 @@ impl Cache {
     }
 
     /// The entry `kind-key`, built by `build` at the path it is given unless it is there.
+    ///
+    /// # Errors
+    /// `build` fails, or the folder cannot be written.
     pub fn entry(
         &self,
         kind: &str,
