@@ -5,7 +5,8 @@
 //! ([`error`]), how a file is named ([`file`]), and how a component's state is wrapped ([`state`]).
 //!
 //! Invariants: no behaviour lives here but encoding, decoding and asking; an unknown field in a request is refused,
-//! never ignored. Between servers and the cloud [`agent`] is spoken, over HTTPS.
+//! never ignored. Between servers and the cloud [`agent`] is spoken, between
+//! operators and the cloud [`operator`], both over HTTPS.
 
 pub mod agent;
 pub mod client;
@@ -13,6 +14,7 @@ pub mod compute;
 pub mod error;
 pub mod file;
 pub mod network;
+pub mod operator;
 pub mod state;
 pub mod storage;
 

@@ -1,3 +1,7 @@
-//! `bixi-cloud`: arguments go to the library.
+//! `bixi-cloud`: see the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bixi_cloud::cli::main()
+}

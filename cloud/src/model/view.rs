@@ -11,6 +11,7 @@ use crate::store::{Change, Entry, Revision};
 use bixi_api::state::{Payload, PayloadError};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// A kind of record that is stored under a key of its own.
@@ -124,6 +125,8 @@ macro_rules! kinds {
             pub revision: Revision,
             /// Tasks that have not ended.
             pub active: BTreeSet<String>,
+            /// Events in the order in which they were committed.
+            told: BTreeSet<(Revision, String)>,
             $($(#[$doc])* pub $field: Table<$type>,)*
         }
 
@@ -229,6 +232,7 @@ impl View {
         }
         let key = String::from_utf8_lossy(&change.key).into_owned();
         if let Some((kind, id)) = key.split_once('/') {
+            self.told.remove(&(self.events.modified(id), id.to_owned()));
             self.remove(kind, id);
             self.active.remove(id);
         }
@@ -239,6 +243,9 @@ impl View {
         let record = Arc::new(R::decode(&entry.value)?);
         let stored = Stored { record, modified: entry.modified };
         R::table_mut(self).0.insert(id.to_owned(), stored);
+        if R::KIND == Event::KIND {
+            self.told.insert((entry.modified, id.to_owned()));
+        }
         if R::KIND == Task::KIND {
             match self.tasks.get(id) {
                 Some(task) if !task.step.is_final() => self.active.insert(id.to_owned()),
@@ -246,6 +253,12 @@ impl View {
             };
         }
         Ok(())
+    }
+
+    /// Events in the order in which they were committed: those after the event `id`, or all if there is no such event.
+    pub fn events_after(&self, id: &str) -> impl Iterator<Item = &Arc<Event>> {
+        let after = Bound::Excluded((self.events.modified(id), id.to_owned()));
+        self.told.range((after, Bound::Unbounded)).filter_map(|(_, id)| self.events.get(id))
     }
 
     /// An instance's disks in the guest's order.

@@ -89,7 +89,7 @@ numbered! {
 record! {
     /// Something that happened.
     pub struct Event / EventState {
-        /// Its id: `e-…`, in the order of time.
+        /// Its id: `e-…`.
         1 id: String as String [string];
         /// When, in milliseconds since 1970.
         2 at: u64 as u64 [uint64];
