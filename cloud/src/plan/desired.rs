@@ -185,6 +185,7 @@ fn segment(view: &View, vswitch: &VSwitch, server: &str) -> DesiredSegment {
         dns: Vec::<Ipv4Addr>::new(),
         mtu: MTU,
         peers,
+        names: None,
     };
     DesiredSegment { vni: vswitch.vni, config }
 }
