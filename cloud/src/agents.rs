@@ -11,9 +11,10 @@ use crate::service::Control;
 use crate::tls::{Authority, Peer, hex};
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Extension, FromRequestParts, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -24,6 +25,9 @@ use std::time::Duration;
 
 /// The most bytes of a report: some thousands of instances.
 const REPORT_LIMIT: usize = 16 << 20;
+
+/// How long a request may take, its body and the wait for news included.
+const PATIENCE: Duration = Duration::from_secs(WAIT_LIMIT + 30);
 
 /// What handlers use.
 #[derive(Debug, Clone)]
@@ -46,8 +50,18 @@ impl Agents {
             .route("/agent/v1/images/{id}", get(image))
             .route("/agent/v1/streams/{id}", post(stream))
             .layer(DefaultBodyLimit::max(REPORT_LIMIT))
+            .layer(from_fn(in_time))
             .with_state(self)
     }
+}
+
+/// Whoever sends a body without end has an end all the same.
+async fn in_time(request: Request, next: Next) -> Response {
+    let late = |_| {
+        let message = "The request was not whole in time.";
+        Refusal::new(StatusCode::REQUEST_TIMEOUT, "TooSlow", message, "").into_response()
+    };
+    tokio::time::timeout(PATIENCE, next.run(request)).await.unwrap_or_else(late)
 }
 
 /// The server that speaks.

@@ -37,7 +37,11 @@ struct Arguments {
     /// HTTPS for operators, agents and tenants.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:7443")]
     listen: SocketAddr,
-    /// Names and addresses by which the cloud is reached from outside; the first is in join tokens.
+    /// HTTP for tenants, whose programs may not know the authority: requests are signed, answers are not secret.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen_http: Option<SocketAddr>,
+    /// Names and addresses by which the cloud is reached from outside; the first is in join tokens, the machine's own
+    /// name unless told.
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
     /// The region that tenants see.
@@ -58,6 +62,7 @@ pub fn main() -> ExitCode {
     let settings = Settings {
         state: arguments.state,
         listen: arguments.listen,
+        listen_http: arguments.listen_http,
         names: arguments.name,
         place: Place { region: arguments.region, zone: arguments.zone },
     };

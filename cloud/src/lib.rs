@@ -3,7 +3,7 @@
 //! ```text
 //!   cli ──► serve: state directory, authority, listeners
 //!             │
-//!       operator, agents: HTTPS ──► service: the view that follows the store, the changes of requests, the reconciler
+//!  ecs, operator, agents: HTTP(S) ──► service: the view that follows the store, the changes of requests, the reconciler
 //!             │                        │
 //!           images: files           plan: what is decided, as pure functions ──► model: records, view, draft
 //!                                      │
@@ -17,6 +17,8 @@ pub mod agents;
 pub mod catalogue;
 pub mod cli;
 pub mod ecs;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod images;
 pub mod model;
 pub mod operator;

@@ -10,13 +10,15 @@
 //! ```
 
 use crate::agents::Agents;
+use crate::ecs::dispatch;
+use crate::ecs::service::Api;
 use crate::images::Images;
 use crate::model::ids::{Kernel, Source};
 use crate::operator::Operator;
 use crate::refusal::Refusal;
 use crate::service::{Control, ControlError, Place};
 use crate::store::{EmbeddedStore, StoreError};
-use crate::tls::{Authority, AuthorityError, keep, serve_https};
+use crate::tls::{Authority, AuthorityError, keep, serve_http, serve_https};
 use axum::Router;
 use std::io;
 use std::net::SocketAddr;
@@ -32,6 +34,8 @@ pub struct Settings {
     pub state: PathBuf,
     /// Where HTTPS is served.
     pub listen: SocketAddr,
+    /// Where the tenants' API is served without TLS too, if anywhere.
+    pub listen_http: Option<SocketAddr>,
     /// Names and addresses by which the cloud is reached; the first is in join tokens.
     pub names: Vec<String>,
     /// Where this cloud is, as tenants see it.
@@ -121,7 +125,11 @@ pub struct Cloud {
     pub control: Arc<Control>,
     /// What operators show.
     pub token: Arc<str>,
+    /// Where the tenants' API is served without TLS.
+    pub address_http: Option<SocketAddr>,
     listener: TcpListener,
+    http: Option<TcpListener>,
+    tenants: Router,
     tls: Arc<tokio_rustls::rustls::ServerConfig>,
     router: Router,
 }
@@ -147,13 +155,19 @@ impl Cloud {
         let images = Images::open(&folder).map_err(fail(&folder))?;
         let control = Control::load(store, settings.place.clone()).await?;
 
-        let listen = |source| ServeError::Listen { address: settings.listen, source };
-        let listener = TcpListener::bind(settings.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = listen(settings.listen).await?;
+        let http = match settings.listen_http {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
+        let host = host_name();
         let mut names = settings.names.clone();
+        names.extend(host.clone());
         names.push(address.ip().to_string());
         let tls = authority.server(&names)?;
-        let outside = settings.names.first().map(|name| match name.parse() {
+        let host = host.filter(|_| address.ip().is_unspecified());
+        let outside = settings.names.first().or(host.as_ref());
+        let outside = outside.map(|name| match name.parse() {
             Ok(ip) => SocketAddr::new(ip, address.port()).to_string(),
             Err(_) => format!("{name}:{}", address.port()),
         });
@@ -166,8 +180,24 @@ impl Cloud {
             token: token.clone(),
         };
         let agents = Agents { control: control.clone(), authority: authority.clone(), images };
-        let router = operator.router().merge(agents.router()).fallback(nothing_here);
-        Ok(Self { address, authority, control, token, listener, tls, router })
+        let Place { region, zone } = settings.place.clone();
+        let place = dispatch::Place { name: region.clone(), region, zones: vec![zone] };
+        let tenants = Api::new(control.clone(), place).router();
+        let router = operator.router().merge(agents.router()).merge(tenants.clone());
+        let router = router.fallback(nothing_here);
+        let (http, address_http) = http.unzip();
+        Ok(Self {
+            address,
+            authority,
+            control,
+            token,
+            address_http,
+            listener,
+            http,
+            tenants,
+            tls,
+            router,
+        })
     }
 
     /// Serves until dropped, or until the control plane cannot go on.
@@ -175,11 +205,33 @@ impl Cloud {
     /// # Errors
     /// See [`ServeError`].
     pub async fn run(self) -> Result<(), ServeError> {
+        let tenants = self.tenants;
+        let http = async {
+            match self.http {
+                Some(listener) => serve_http(listener, tenants).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             ended = self.control.run() => Ok(ended?),
+            () = http => Ok(()),
             () = serve_https(self.listener, self.tls, self.router) => Ok(()),
         }
     }
+}
+
+/// What the machine is called, if that can be a name in a certificate.
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    let good = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'.';
+    (!name.is_empty() && name.bytes().all(good)).then_some(name)
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let fail = |source| ServeError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(fail)?;
+    let address = listener.local_addr().map_err(fail)?;
+    Ok((listener, address))
 }
 
 async fn nothing_here(uri: axum::http::Uri) -> Refusal {

@@ -30,7 +30,13 @@ struct Running {
 impl Running {
     async fn start(state: &Path, listen: SocketAddr) -> Self {
         let place = Place { region: "r".to_owned(), zone: "z".to_owned() };
-        let settings = Settings { state: state.to_owned(), listen, names: Vec::new(), place };
+        let settings = Settings {
+            state: state.to_owned(),
+            listen,
+            listen_http: None,
+            names: Vec::new(),
+            place,
+        };
         let cloud = Cloud::open(&settings).await.unwrap();
         let (address, control) = (cloud.address, cloud.control.clone());
         let ca = std::fs::read_to_string(cloud.authority.path()).unwrap();

@@ -26,5 +26,5 @@ pub use instance::{Desired, Disk, Instance, Limits, Observed, Placement, Power, 
 pub use network::{Eni, SecurityGroup, Segment, VSwitch, Vpc};
 pub use server::{Hardware, JoinTicket, Server};
 pub use tenancy::{AccessKey, ClientToken, Quota, Tenant};
-pub use view::{Record, RecordError, Stored, Table, View};
+pub use view::{Link, Record, RecordError, Stored, Table, View};
 pub use work::{Disturbance, Event, Failure, Severity, Step, Task, TaskKind};

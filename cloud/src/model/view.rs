@@ -24,6 +24,9 @@ pub trait Record: Sized + Clone + 'static {
     /// The rest of the key, unique among its kind.
     fn id(&self) -> String;
 
+    /// What it belongs to, so that it is found from there.
+    fn links(&self) -> Vec<(Link, String)>;
+
     /// The record wrapped for the store.
     fn encode(&self) -> Vec<u8>;
 
@@ -43,6 +46,25 @@ pub trait Record: Sized + Clone + 'static {
     fn key(id: &str) -> Vec<u8> {
         format!("{}/{id}", Self::KIND).into_bytes()
     }
+}
+
+/// How one record belongs to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Link {
+    /// An instance to its server.
+    InstanceAt,
+    /// An instance to its tenant.
+    InstanceOf,
+    /// A disk to its instance.
+    DiskIn,
+    /// A disk to its server.
+    DiskAt,
+    /// A disk to its tenant.
+    DiskOf,
+    /// An interface to its instance.
+    EniIn,
+    /// An interface to its vSwitch.
+    EniAt,
 }
 
 /// A stored record cannot be read.
@@ -117,7 +139,7 @@ impl<R> Table<R> {
 }
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $field:ident: $type:ident, $kind:literal, $version:literal, $id:expr;)*) => {
+    ($($(#[$doc:meta])* $field:ident: $type:ident, $kind:literal, $version:literal, $id:expr $(, $links:expr)?;)*) => {
         /// Everything the cloud knows.
         #[derive(Debug, Clone, Default)]
         pub struct View {
@@ -126,7 +148,9 @@ macro_rules! kinds {
             /// Tasks that have not ended.
             pub active: BTreeSet<String>,
             /// Events in the order in which they were committed.
-            told: BTreeSet<(Revision, String)>,
+            pub told: BTreeSet<(Revision, String)>,
+            /// What belongs to what: how, to which, which.
+            pub linked: BTreeSet<(Link, String, String)>,
             $($(#[$doc])* pub $field: Table<$type>,)*
         }
 
@@ -140,7 +164,11 @@ macro_rules! kinds {
 
             fn remove(&mut self, kind: &str, id: &str) {
                 match kind {
-                    $($kind => drop(self.$field.0.remove(id)),)*
+                    $($kind => {
+                        if let Some(old) = self.$field.0.remove(id) {
+                            self.unlink(old.record.as_ref(), id);
+                        }
+                    })*
                     _ => {}
                 }
             }
@@ -153,6 +181,11 @@ macro_rules! kinds {
             fn id(&self) -> String {
                 let id: fn(&Self) -> String = $id;
                 id(self)
+            }
+
+            fn links(&self) -> Vec<(Link, String)> {
+                let links: &[fn(&Self) -> Vec<(Link, String)>] = &[$($links)?];
+                links.iter().flat_map(|links| links(self)).collect()
             }
 
             fn encode(&self) -> Vec<u8> {
@@ -190,11 +223,21 @@ kinds! {
     /// Security groups.
     groups: SecurityGroup, "security-group", 1, |group| group.id.clone();
     /// Network interfaces.
-    enis: Eni, "eni", 1, |eni| eni.id.clone();
+    enis: Eni, "eni", 1, |eni| eni.id.clone(), |eni| {
+        let instance = eni.instance.clone().map(|id| (Link::EniIn, id));
+        instance.into_iter().chain([(Link::EniAt, eni.vswitch.clone())]).collect()
+    };
     /// Instances.
-    instances: Instance, "instance", 1, |instance| instance.id.clone();
+    instances: Instance, "instance", 1, |instance| instance.id.clone(), |instance| {
+        let at = (Link::InstanceAt, instance.placement.server.clone());
+        vec![at, (Link::InstanceOf, instance.tenant.clone())]
+    };
     /// Disks.
-    disks: Disk, "disk", 1, |disk| disk.id.clone();
+    disks: Disk, "disk", 1, |disk| disk.id.clone(), |disk| {
+        let instance = disk.instance.clone().map(|id| (Link::DiskIn, id));
+        let at = (Link::DiskAt, disk.server.clone());
+        instance.into_iter().chain([at, (Link::DiskOf, disk.tenant.clone())]).collect()
+    };
     /// Images.
     images: Image, "image", 1, |image| image.id.clone();
     /// Servers.
@@ -241,8 +284,12 @@ impl View {
 
     fn insert<R: Record>(&mut self, id: &str, entry: &Entry) -> Result<(), RecordError> {
         let record = Arc::new(R::decode(&entry.value)?);
+        let links = record.links();
         let stored = Stored { record, modified: entry.modified };
-        R::table_mut(self).0.insert(id.to_owned(), stored);
+        if let Some(old) = R::table_mut(self).0.insert(id.to_owned(), stored) {
+            self.unlink(old.record.as_ref(), id);
+        }
+        self.linked.extend(links.into_iter().map(|(link, to)| (link, to, id.to_owned())));
         if R::KIND == Event::KIND {
             self.told.insert((entry.modified, id.to_owned()));
         }
@@ -261,18 +308,34 @@ impl View {
         self.told.range((after, Bound::Unbounded)).filter_map(|(_, id)| self.events.get(id))
     }
 
+    fn unlink<R: Record>(&mut self, record: &R, id: &str) {
+        for (link, to) in record.links() {
+            self.linked.remove(&(link, to, id.to_owned()));
+        }
+    }
+
+    /// What belongs to `to` in this way.
+    pub fn linked<'v, R: Record>(
+        &'v self,
+        link: Link,
+        to: &'v str,
+    ) -> impl Iterator<Item = &'v Arc<R>> {
+        let first = (link, to.to_owned(), String::new());
+        let all = self.linked.range(first..);
+        let here = all.take_while(move |(how, whose, _)| *how == link && whose == to);
+        here.filter_map(|(_, _, id)| R::table(self).get(id))
+    }
+
     /// An instance's disks in the guest's order.
     pub fn disks_of(&self, instance: &str) -> Vec<Arc<Disk>> {
-        let of = |disk: &&Arc<Disk>| disk.instance.as_deref() == Some(instance);
-        let mut disks: Vec<Arc<Disk>> = self.disks.iter().filter(of).cloned().collect();
+        let mut disks: Vec<Arc<Disk>> = self.linked(Link::DiskIn, instance).cloned().collect();
         disks.sort_by_key(|disk| disk.index);
         disks
     }
 
     /// An instance's interfaces, the first one first.
     pub fn enis_of(&self, instance: &str) -> Vec<Arc<Eni>> {
-        let of = |eni: &&Arc<Eni>| eni.instance.as_deref() == Some(instance);
-        let mut enis: Vec<Arc<Eni>> = self.enis.iter().filter(of).cloned().collect();
+        let mut enis: Vec<Arc<Eni>> = self.linked(Link::EniIn, instance).cloned().collect();
         enis.sort_by_key(|eni| !eni.primary);
         enis
     }

@@ -1,8 +1,8 @@
 //! Records in the words of the operator's interface.
 
 use crate::model::{
-    AccessKey, Disturbance, Event, Image, ImageState, Instance, Power, Quota, Server, Severity,
-    Step, Task, TaskKind, Tenant, View,
+    AccessKey, Disturbance, Event, Image, ImageState, Instance, Link, Power, Quota, Server,
+    Severity, Step, Task, TaskKind, Tenant, View,
 };
 use crate::plan::create::{Usage, candidates, usage};
 use crate::service::Live;
@@ -18,7 +18,7 @@ pub(super) fn server(view: &View, live: &Live, server: &Server) -> ServerDescrip
     let candidate = all.into_iter().find(|candidate| candidate.server == server.id);
     let heard = live.heard(&server.id);
     let report = heard.map(|heard| &heard.report);
-    let here = view.instances.iter().filter(|i| i.placement.server == server.id);
+    let here = view.linked::<Instance>(Link::InstanceAt, &server.id);
     ServerDescription {
         id: server.id.clone(),
         name: server.name.clone(),

@@ -8,8 +8,8 @@ use super::power::new_task;
 use super::schedule::{Candidate, Decision, Demand, decide};
 use super::{Context, Refusal};
 use crate::model::{
-    ClientToken, Desired, Disk, Draft, Eni, Image, ImageState, Instance, Limits, Placement, Power,
-    SecurityGroup, Server, Status, Tag, TaskKind, Tenant, VSwitch, View,
+    ClientToken, Desired, Disk, Draft, Eni, Image, ImageState, Instance, Limits, Link, Placement,
+    Power, SecurityGroup, Server, Status, Tag, TaskKind, Tenant, VSwitch, View,
 };
 use crate::store::TXN_OPERATIONS;
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,12 +165,12 @@ fn answered(
 /// What a tenant uses now.
 pub fn usage(view: &View, tenant: &str) -> Usage {
     let mut usage = Usage::default();
-    for instance in view.instances.iter().filter(|instance| instance.tenant == tenant) {
+    for instance in view.linked::<Instance>(Link::InstanceOf, tenant) {
         usage.instances += 1;
         usage.vcpus += u64::from(instance.limits.vcpus);
         usage.memory_mib += instance.limits.memory_mib;
     }
-    for disk in view.disks.iter().filter(|disk| disk.tenant == tenant) {
+    for disk in view.linked::<Disk>(Link::DiskOf, tenant) {
         usage.disks += 1;
         usage.disk_gib += disk.gib();
     }
@@ -219,7 +219,7 @@ fn candidate(server: &Server, alive: bool) -> Candidate {
 }
 
 fn addresses(view: &View, vswitch: &str) -> BTreeSet<Ipv4Addr> {
-    view.enis.iter().filter(|eni| eni.vswitch == vswitch).map(|eni| eni.ipv4).collect()
+    view.linked::<Eni>(Link::EniAt, vswitch).map(|eni| eni.ipv4).collect()
 }
 
 /// What the request refers to, found and checked.

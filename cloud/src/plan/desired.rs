@@ -4,7 +4,7 @@
 //! anew gives the same one for the same content. A segment's generation is the newest revision of the store that any of
 //! its parts was changed at, and so only grows.
 
-use crate::model::{Disk, Image, ImageFile, Instance, Power, Server, VSwitch, View};
+use crate::model::{Disk, Eni, Image, ImageFile, Instance, Link, Power, Server, VSwitch, View};
 use aws_lc_rs::digest::{SHA256, digest};
 use bixi_api::agent::{
     self, BootSource, Cidata, DesiredDisk, DesiredInstance, DesiredNic, DesiredSegment,
@@ -27,7 +27,7 @@ pub fn desired(
     region: &str,
     streams: Vec<WantedStream>,
 ) -> DesiredState {
-    let here = view.instances.iter().filter(|instance| instance.placement.server == server);
+    let here = view.linked::<Instance>(Link::InstanceAt, server);
     let instances: Vec<DesiredInstance> =
         here.filter_map(|instance| desired_instance(view, instance, region)).collect();
     let used: BTreeSet<u32> =
@@ -168,7 +168,7 @@ fn metadata(instance: &Instance, nics: &[DesiredNic], region: &str) -> BTreeMap<
 fn segment(view: &View, vswitch: &VSwitch, server: &str) -> DesiredSegment {
     let mut generation = view.vswitches.modified(&vswitch.id);
     let mut peers = Vec::new();
-    for eni in view.enis.iter().filter(|eni| eni.vswitch == vswitch.id) {
+    for eni in view.linked::<Eni>(Link::EniAt, &vswitch.id) {
         generation = generation.max(view.enis.modified(&eni.id));
         let instance = eni.instance.as_ref().and_then(|id| view.instances.get(id));
         let Some(instance) = instance.filter(|i| i.placement.server != server) else { continue };

@@ -12,8 +12,8 @@
 use super::Context;
 use super::task::{self, Advance, Afterwards};
 use crate::model::{
-    ClientToken, Disk, Draft, Eni, Event, Instance, JoinTicket, Power, Server, Severity, Status,
-    Task, VSwitch, View,
+    ClientToken, Disk, Draft, Eni, Event, Instance, JoinTicket, Link, Power, Server, Severity,
+    Status, Task, VSwitch, View,
 };
 
 const HOUR: u64 = 3_600_000;
@@ -191,6 +191,6 @@ fn expire(view: &View, now: u64) -> Option<Draft> {
 
 /// Whether the server's record may go: nothing is placed there.
 pub fn is_free(view: &View, server: &Server) -> bool {
-    view.instances.iter().all(|instance| instance.placement.server != server.id)
-        && view.disks.iter().all(|disk| disk.server != server.id)
+    view.linked::<Instance>(Link::InstanceAt, &server.id).next().is_none()
+        && view.linked::<Disk>(Link::DiskAt, &server.id).next().is_none()
 }

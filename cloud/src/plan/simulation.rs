@@ -160,6 +160,11 @@ impl SimulatedAgent {
     }
 }
 
+/// A report as such an agent sends it.
+pub(crate) fn report() -> Report {
+    SimulatedAgent::new("s-1").report()
+}
+
 fn next_state(instance: &ObservedInstance, wanted: &DesiredInstance) -> InstanceState {
     use InstanceState::{Deleted, Deleting, Preparing, Running, Starting, Stopped, Stopping};
     let started = (instance.epoch, instance.boot) >= (wanted.epoch, wanted.boot);
@@ -435,6 +440,8 @@ fn check(view: &View, agents: &[SimulatedAgent]) {
         let instance = disk.instance.as_ref().unwrap();
         assert!(view.instances.get(instance).is_some(), "a disk outlived its instance");
     }
+    let links = view.instances.len() * 2 + view.enis.len() * 2 + view.disks.len() * 3;
+    assert_eq!(view.linked.len(), links, "something is linked twice or not at all");
     for instance in view.instances.iter() {
         let task = instance.task.as_ref().map(|task| view.tasks.get(task).unwrap());
         assert!(task.is_none_or(|task| !task.step.is_final()), "an ended task holds an instance");

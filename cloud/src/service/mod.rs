@@ -12,6 +12,7 @@
 //! lock of the view is held for synchronous work only. Signs of life and progress are in `Live`, in memory only.
 
 mod live;
+mod tenants;
 
 pub use live::{Heard, Live, Waiting};
 
@@ -173,20 +174,23 @@ impl Control {
     /// What a server told.
     ///
     /// # Errors
-    /// The store failed: the server tells it again.
-    pub async fn report(&self, server: &str, report: Report) -> Result<(), StoreError> {
-        let drafts = {
-            let mut context = Context { now: now(), ids: &mut ids::Kernel };
-            observe::observe(&self.view(), server, &report, &mut context)
-        };
-        for draft in drafts {
-            // What conflicts is in the next report too, and the agent is asked for one soon enough.
-            if !self.commit(draft).await? {
-                tracing::debug!(server, "a report met a change");
+    /// The store failed, or others change the same things: the server tells it again.
+    pub async fn report(&self, server: &str, report: Report) -> Result<(), ChangeError> {
+        for _ in 0..ATTEMPTS {
+            let drafts = {
+                let mut context = Context { now: now(), ids: &mut ids::Kernel };
+                observe::observe(&self.view(), server, &report, &mut context)
+            };
+            let mut whole = true;
+            for draft in drafts {
+                whole &= self.commit(draft).await?;
+            }
+            if whole {
+                self.live().hear(server, report);
+                return Ok(());
             }
         }
-        self.live().hear(server, report);
-        Ok(())
+        Err(ChangeError::Contended)
     }
 
     /// What a server is to do.
