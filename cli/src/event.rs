@@ -74,14 +74,14 @@ fn line(event: &EventDescription) -> String {
 
 /// Takes server-sent events apart: their data, whole, whatever pieces they come in.
 #[derive(Debug, Default)]
-struct Events {
+pub(crate) struct Events {
     rest: Vec<u8>,
     data: String,
 }
 
 impl Events {
     /// The data of each event that `bytes` makes whole.
-    fn feed(&mut self, bytes: &[u8]) -> Result<Vec<String>, Failure> {
+    pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<Vec<String>, Failure> {
         let mut whole = Vec::new();
         self.rest.extend_from_slice(bytes);
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {

@@ -15,6 +15,8 @@ mod context;
 mod doctor;
 mod event;
 mod failure;
+#[doc(hidden)]
+pub mod fuzz;
 mod image;
 mod instance;
 mod key;

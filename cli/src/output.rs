@@ -115,7 +115,7 @@ pub fn printable(text: &str) -> String {
 }
 
 /// Text for one cell: printable, on one line.
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     match text {
         "" => "-".to_owned(),
         text => printable(text).replace('\n', " "),
@@ -213,7 +213,7 @@ mod tests {
     fn a_table_has_straight_columns_and_obeys_nobody() {
         assert_eq!(
             render(Format::Table, false),
-            "ID        STATUS\ni-1       Running\n数据库    -\na\u{fffd}[2J b  x\n"
+            "ID       STATUS\ni-1      Running\n数据库   -\na\u{fffd}[2J b  x\n"
         );
         let painted = render(Format::Table, true);
         assert!(painted.contains("\x1b[32mRunning\x1b[0m"), "{painted}");

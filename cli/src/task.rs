@@ -45,7 +45,7 @@ pub struct Waiting {
     #[arg(long, overrides_with = "no_wait")]
     wait: bool,
     /// Return when the cloud has accepted the request
-    #[arg(long)]
+    #[arg(long, overrides_with = "wait")]
     no_wait: bool,
     /// How long to wait, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
