@@ -4,6 +4,7 @@ use bixi_api::agent::{
     AgentClient, Credentials, DesiredState, InstanceState, Inventory, JoinToken, KvmKind,
     ObservedInstance, Power, Report, connect_to_join,
 };
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
@@ -36,9 +37,9 @@ impl Server {
 }
 
 async fn serve(client: AgentClient, lazy: bool) {
-    let mut desired = None::<DesiredState>;
+    let (mut desired, mut boots) = (None::<DesiredState>, BTreeMap::new());
     loop {
-        let wait = if client.report(&report(desired.as_ref(), lazy)).await.is_ok() {
+        let wait = if client.report(&report(desired.as_ref(), lazy, &mut boots)).await.is_ok() {
             HOLD
         } else {
             Duration::ZERO
@@ -53,12 +54,16 @@ async fn serve(client: AgentClient, lazy: bool) {
     }
 }
 
-fn report(desired: Option<&DesiredState>, lazy: bool) -> Report {
+/// `boots` is the newest start that each instance has had.
+fn report(desired: Option<&DesiredState>, lazy: bool, boots: &mut BTreeMap<String, u64>) -> Report {
     let wanted = desired.map(|desired| desired.instances.as_slice()).unwrap_or_default();
+    for wanted in wanted.iter().filter(|wanted| wanted.power == Power::Running) {
+        boots.insert(wanted.id.clone(), wanted.boot);
+    }
     let observe = |wanted: &bixi_api::agent::DesiredInstance| ObservedInstance {
         id: wanted.id.clone(),
         epoch: wanted.epoch,
-        boot: wanted.boot,
+        boot: boots.get(&wanted.id).copied().unwrap_or(0),
         state: match (lazy, wanted.power) {
             (true, _) => InstanceState::Preparing,
             (false, Power::Running) => InstanceState::Running,

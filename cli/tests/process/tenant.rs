@@ -2,12 +2,19 @@
 
 use crate::rig::Cloud;
 use crate::server::Server;
+use bixi_image::bundle::{Boot, Bundle, Manifest};
 
 /// A cloud with one image and one server.
 fn ready(lazy: bool) -> (Cloud, Server) {
     let cloud = Cloud::start();
-    let disk = cloud.file("disk.raw", &vec![7; 1 << 20]);
-    cloud.bixi(&format!("image import {} --name seven", disk.display())).good();
+    let folder = cloud.user.home.path().join("bundle");
+    let (kernel, initrd) = ("vmlinuz".to_owned(), "initrd".to_owned());
+    let boot = Boot::Direct { kernel, initrd, command_line: "quiet".to_owned() };
+    // The simulated server runs nothing: any bytes will do.
+    let file = cloud.file("file", &[7; 4096]);
+    let files = [("vmlinuz", file.as_path()), ("initrd", file.as_path())];
+    Bundle::write(&folder, Manifest::new("seven", "a system", boot), &files).unwrap();
+    cloud.bixi(&format!("image import {} --name seven", folder.display())).good();
     let server = Server::join(&cloud.bixi("server token").good(), lazy);
     cloud.until("the server is alive", |cloud| cloud.bixi("server list").out.contains("alive"));
     assert!(cloud.bixi("server show s1").good().contains("heard"));
