@@ -6,11 +6,13 @@
 //!
 //! Invariants: no behaviour lives here but encoding, decoding and asking; an unknown field in a request is refused,
 //! never ignored. Between servers and the cloud [`agent`] is spoken, between
-//! operators and the cloud [`operator`], both over HTTPS.
+//! operators and the cloud [`operator`], between tenants and the cloud `ecs`, all over HTTPS.
 
 pub mod agent;
 pub mod client;
 pub mod compute;
+#[cfg(feature = "ecs-client")]
+pub mod ecs;
 pub mod error;
 pub mod file;
 pub mod network;

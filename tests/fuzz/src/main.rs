@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 type Target = fn(&[u8]);
 
 const TARGETS: &[(&str, Target)] = &[
+    ("cli-answer", bixi_cli::fuzz::answer),
+    ("cli-events", bixi_cli::fuzz::events),
     ("cloud-record", bixi_cloud::fuzz::record),
     ("cloud-agent", bixi_cloud::fuzz::agent),
     ("cloud-certificate-request", bixi_cloud::fuzz::certificate_request),
