@@ -76,6 +76,7 @@ const MAIN: &[(i64, &str)] = &[
     (libc::SYS_exit_group, "exit_group"),
     (libc::SYS_fcntl, "fcntl"),
     (libc::SYS_fstat, "fstat"),
+    (libc::SYS_fstatfs, "fstatfs"),
     (libc::SYS_getpid, "getpid"),
     (libc::SYS_getrandom, "getrandom"),
     (libc::SYS_gettid, "gettid"),
