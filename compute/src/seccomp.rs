@@ -92,6 +92,7 @@ const MAIN: &[(i64, &str)] = &[
     (libc::SYS_sched_getaffinity, "sched_getaffinity"),
     (libc::SYS_seccomp, "seccomp"),
     (libc::SYS_sendmsg, "sendmsg"),
+    (libc::SYS_sendto, "sendto"),
     (libc::SYS_set_robust_list, "set_robust_list"),
     (libc::SYS_shutdown, "shutdown"),
     (libc::SYS_socket, "socket"),
@@ -100,6 +101,17 @@ const MAIN: &[(i64, &str)] = &[
     (libc::SYS_tgkill, "tgkill"),
     (libc::SYS_unlink, "unlink"),
     (libc::SYS_writev, "writev"),
+];
+
+/// The `ioctl` requests for a terminal. None of them types anything, as `TIOCSTI` would.
+const TERMINAL: [u64; 7] = [
+    libc::TIOCGWINSZ,
+    libc::TCGETS,
+    libc::TCGETS2,
+    libc::TCSETS,
+    libc::TCSETS2,
+    libc::TCSETSF,
+    libc::TCSETSF2,
 ];
 
 /// Calls that a life may do without, and why they are allowed: without a warning they would kill a VM one day.
@@ -111,6 +123,7 @@ pub const RARE: &[(&str, &str)] = &[
     ("mremap", "a large buffer that grows"),
     ("ppoll", "a vCPU thread, when a guest's driver programs a device"),
     ("read", "a vCPU thread, when a guest's driver programs a device"),
+    ("sendto", "the handler of a signal, which wakes the thread that waits for one"),
     ("sched_yield", "a channel that two threads use in the same instant"),
 ];
 
@@ -124,8 +137,8 @@ impl Kind {
         VCPU.iter().chain(more).copied()
     }
 
-    /// The filter. Of `ioctl` only KVM's calls pass, and for the main thread `FIONBIO`; of `prctl` what a
-    /// new thread needs before its own filter.
+    /// The filter. Of `ioctl` only KVM's calls pass, and for the main thread `FIONBIO` and what makes a console's terminal raw
+    /// and puts it back ([`TERMINAL`]); of `prctl` what a new thread needs before its own filter.
     fn program(self, otherwise: SeccompAction) -> Result<BpfProgram, seccompiler::BackendError> {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
             self.allowed().map(|(number, _)| (number, Vec::new())).collect();
@@ -136,7 +149,9 @@ impl Kind {
         };
         let mut requests = vec![only(1, SeccompCmpOp::MaskedEq(0xff00), 0xae00)?];
         if self == Self::Main {
-            requests.push(only(1, SeccompCmpOp::Eq, libc::FIONBIO)?);
+            for request in [libc::FIONBIO].into_iter().chain(TERMINAL) {
+                requests.push(only(1, SeccompCmpOp::Eq, request)?);
+            }
             let options = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS];
             let options = options.map(|option| only(0, SeccompCmpOp::Eq, option as u64));
             rules.insert(libc::SYS_prctl, options.into_iter().collect::<Result<_, _>>()?);
