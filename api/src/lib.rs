@@ -5,13 +5,18 @@
 //! ([`error`]), how a file is named ([`file`]), and how a component's state is wrapped ([`state`]).
 //!
 //! Invariants: no behaviour lives here but encoding, decoding and asking; an unknown field in a request is refused,
-//! never ignored.
+//! never ignored. Between servers and the cloud [`agent`] is spoken, between
+//! operators and the cloud [`operator`], between tenants and the cloud `ecs`, all over HTTPS.
 
+pub mod agent;
 pub mod client;
 pub mod compute;
+#[cfg(feature = "ecs-client")]
+pub mod ecs;
 pub mod error;
 pub mod file;
 pub mod network;
+pub mod operator;
 pub mod state;
 pub mod storage;
 

@@ -10,6 +10,15 @@ use std::sync::OnceLock;
 type Target = fn(&[u8]);
 
 const TARGETS: &[(&str, Target)] = &[
+    ("cli-answer", bixi_cli::fuzz::answer),
+    ("cli-events", bixi_cli::fuzz::events),
+    ("cloud-record", bixi_cloud::fuzz::record),
+    ("cloud-agent", bixi_cloud::fuzz::agent),
+    ("cloud-certificate-request", bixi_cloud::fuzz::certificate_request),
+    ("ecs-signature-version-1", bixi_cloud::ecs::fuzz::signature_version_1),
+    ("ecs-signature-acs3", bixi_cloud::ecs::fuzz::signature_acs3),
+    ("ecs-parameters", bixi_cloud::ecs::fuzz::parameters),
+    ("ecs-xml", bixi_cloud::ecs::fuzz::xml),
     ("ring", bixi_offload::ring::fuzz::ring),
     ("vhost-user-codec", bixi_offload::vhost_user::fuzz::codec),
     ("vhost-user-session", bixi_offload::vhost_user::fuzz::session),

@@ -1,0 +1,104 @@
+//! The listeners: HTTP/1.1 over TCP or TLS, one task for each connection.
+//!
+//! Invariants: a client that says nothing, or says it too slowly, costs one of a bounded number of connections for a
+//! bounded time; it never stops others from being heard.
+
+use super::authority::hex;
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+
+/// The most connections of one listener.
+const CONNECTIONS: usize = 4096;
+/// How long a handshake, or the head of a request, may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long accepting rests when the process has no descriptors left.
+const REST: Duration = Duration::from_millis(100);
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// SHA-256 of the certificate that it has shown, in hexadecimal; the authority has signed it.
+    pub certificate_sha256: Option<String>,
+}
+
+/// Serves until dropped, without TLS.
+pub async fn serve_http(listener: TcpListener, router: Router) {
+    accept(listener, move |stream, address| {
+        let router = router.clone();
+        async move { talk(stream, Peer { address, certificate_sha256: None }, router).await }
+    })
+    .await;
+}
+
+/// Serves until dropped, with TLS.
+pub async fn serve_https(listener: TcpListener, config: Arc<ServerConfig>, router: Router) {
+    let acceptor = TlsAcceptor::from(config);
+    accept(listener, move |stream, address| {
+        let (router, acceptor) = (router.clone(), acceptor.clone());
+        async move {
+            let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await
+            else {
+                return;
+            };
+            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let certificate_sha256 = shown.map(|der| hex(digest(&SHA256, der).as_ref()));
+            talk(stream, Peer { address, certificate_sha256 }, router).await;
+        }
+    })
+    .await;
+}
+
+async fn accept<F>(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(place) = free.clone().acquire_owned().await else { return };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let _ = stream.set_nodelay(true);
+                let served = serve(stream, address);
+                connections.spawn(async move {
+                    served.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(REST).await;
+            }
+        }
+    }
+}
+
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: Peer,
+    router: Router,
+) {
+    let router = router.layer(axum::Extension(peer));
+    let service = TowerToHyperService::new(router);
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
