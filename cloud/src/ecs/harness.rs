@@ -109,10 +109,11 @@ impl TestCloud {
     async fn commit(&self, draft: Draft) -> bool {
         let outcome = self.store.txn(draft.into_txn()).await.unwrap();
         let page = self.store.range(b"", None, 100_000).await.unwrap();
-        let mut view = View { revision: page.revision, ..View::default() };
+        let mut view = View::default();
         for entry in &page.entries {
             view.load(entry).unwrap();
         }
+        view.revision = page.revision;
         let mut state = self.state.lock().unwrap();
         if view.revision >= state.view.revision {
             state.view = view;

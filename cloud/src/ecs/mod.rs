@@ -21,6 +21,8 @@ pub mod service;
 pub mod wire;
 
 #[cfg(test)]
+mod clients_test;
+#[cfg(test)]
 pub(crate) mod harness;
 #[cfg(test)]
 mod tests;

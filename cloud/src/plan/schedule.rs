@@ -151,19 +151,18 @@ fn filter(demand: &Demand, candidate: &Candidate) -> Result<(), Reason> {
     if candidate.architecture != demand.architecture {
         return Err(Reason::Architecture);
     }
-    let free = candidate.vcpus.saturating_sub(candidate.used_vcpus);
-    if free < demand.vcpus {
-        return Err(Reason::Vcpus { free });
-    }
-    let free_mib = candidate.memory_mib.saturating_sub(candidate.used_memory_mib);
-    if free_mib < demand.memory_mib {
-        return Err(Reason::Memory { free_mib });
-    }
-    let free = candidate.disk.saturating_sub(candidate.used_disk);
-    if free < demand.disk {
-        return Err(Reason::Disk { free });
-    }
-    Ok(())
+    // A server that has promised more than it gives out takes nothing, not even what needs none of that.
+    let (vcpus, memory_mib) = (candidate.used_vcpus, candidate.used_memory_mib);
+    left(candidate.vcpus, vcpus, demand.vcpus).map_err(|free| Reason::Vcpus { free })?;
+    left(candidate.memory_mib, memory_mib, demand.memory_mib)
+        .map_err(|free_mib| Reason::Memory { free_mib })?;
+    left(candidate.disk, candidate.used_disk, demand.disk).map_err(|free| Reason::Disk { free })
+}
+
+/// Whether `wanted` more fits; if not, what is left.
+fn left(all: u64, used: u64, wanted: u64) -> Result<(), u64> {
+    let fits = used.checked_add(wanted).is_some_and(|needed| needed <= all);
+    fits.then_some(()).ok_or(all.saturating_sub(used))
 }
 
 /// What is left in the scarcer of memory and vCPUs, in thousandths, less a little for each neighbour of the same
@@ -267,6 +266,9 @@ mod tests {
         assert_eq!(decide(&demand, &[busy, empty.clone()]).chosen.as_deref(), Some("s-b"));
         let known = Candidate { server: "s-a".to_owned(), neighbours: 3, ..empty.clone() };
         assert_eq!(decide(&demand, &[known, empty.clone()]).chosen.as_deref(), Some("s-b"));
+        let over =
+            Candidate { server: "s-a".to_owned(), used_disk: empty.disk + 1, ..empty.clone() };
+        assert_eq!(decide(&demand, &[over]).chosen, None);
         let twin = Candidate { server: "s-a".to_owned(), ..empty.clone() };
         assert_eq!(decide(&demand, &[empty, twin]).chosen.as_deref(), Some("s-a"));
     }
