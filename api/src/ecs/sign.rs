@@ -81,10 +81,8 @@ pub fn sign(key: &AccessKey, request: &Unsigned<'_>) -> Signed {
     let to_sign = format!("{ALGORITHM}\n{}", hex(digest(&SHA256, canonical.as_bytes()).as_ref()));
     let secret = hmac::Key::new(hmac::HMAC_SHA256, key.secret.as_bytes());
     let signature = hex(hmac::sign(&secret, to_sign.as_bytes()).as_ref());
-    let proof = format!(
-        "{ALGORITHM} Credential={},SignedHeaders={names},Signature={signature}",
-        key.id
-    );
+    let proof =
+        format!("{ALGORITHM} Credential={},SignedHeaders={names},Signature={signature}", key.id);
     headers.push(("authorization", proof));
     headers
 }
