@@ -6,7 +6,10 @@ use crate::error::{Error, Result};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a shell may take to answer before the line is taken for lost.
+const RETYPED_AFTER: Duration = Duration::from_secs(15);
 
 /// Only the end of what is said is kept: more than any command in a test writes.
 const KEPT: usize = 4 << 20;
@@ -118,12 +121,25 @@ impl Console {
     /// # Errors
     /// When no shell answers in time.
     pub fn adopt(&mut self, limit: Duration) -> Result<()> {
-        // The typed line is echoed; what it prints is not in it, so only the shell's answer matches. Then a shell takes
-        // over that reads the terminal as a script: it edits no lines, prints no prompt and no word about jobs, and does
-        // not take the end of a background job for the end of its input, as busybox's line editing now and then does.
-        // Messages of the kernel would break into answers.
-        self.send(b"\n stty -echo; dmesg -n 1; echo shell-\"is\"-here; exec sh $(tty)\n")?;
-        self.wait_for("shell-is-here", limit).map(drop)
+        // What is typed before the shell has opened its terminal may be thrown away: then it is typed again. Only the answer to
+        // the last typed counts, so that no late answer is taken for a command's output.
+        let start = Instant::now();
+        for attempt in 1.. {
+            // The typed line is echoed; what it prints is not in it, so only the shell's answer matches. Then a shell takes
+            // over that reads the terminal as a script: it edits no lines, prints no prompt and no word about jobs, and does
+            // not take the end of a background job for the end of its input, as busybox's line editing now and then does.
+            // Messages of the kernel would break into answers.
+            let line = format!(
+                "\n stty -echo; dmesg -n 1; echo shell-\"is\"-here-{attempt}.; exec sh $(tty)\n"
+            );
+            self.send(line.as_bytes())?;
+            let left = limit.saturating_sub(start.elapsed());
+            match self.wait_for(&format!("shell-is-here-{attempt}."), left.min(RETYPED_AFTER)) {
+                Err(Error::Deadline { .. }) if left > RETYPED_AFTER && !self.ended() => {}
+                end => return end.map(drop),
+            }
+        }
+        Ok(())
     }
 
     /// Gives the console a shell for people again, and leaves it.
