@@ -50,6 +50,8 @@ impl Jail {
     /// # Errors
     /// The descriptor is no mounted directory, or the kernel refuses.
     pub fn enter(self) -> Result<(), JailError> {
+        // Kernels before 6.4 tell the page size by /proc only, which is out of reach soon. It is asked once in a process.
+        let _ = rustix::param::page_size();
         change_root(self.root)?;
         drop_bounding_set()?;
         become_user(self.id)?;

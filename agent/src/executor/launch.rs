@@ -160,6 +160,8 @@ pub(crate) fn log_end(path: &Path) -> String {
     let text = fs::read(path).unwrap_or_default();
     let end = &text[text.len().saturating_sub(LOG_END)..];
     let text = String::from_utf8_lossy(end);
-    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    // A panic's last line says nothing of it.
+    let tells = |line: &&str| !line.trim().is_empty() && !line.starts_with("note: run with");
+    let line = text.lines().rev().find(tells);
     line.unwrap_or("it said nothing").trim().trim_end_matches('.').to_owned()
 }
