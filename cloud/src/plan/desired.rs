@@ -11,7 +11,7 @@ use bixi_api::agent::{
     DesiredState, DiskRole, InstanceLimits, StopMode, WantedStream,
 };
 use bixi_api::network::{NamedHost, Peer, SegmentConfig, SegmentNames, name_servers};
-use serde_json::json;
+use bixi_image::cidata::{Address, Nic, Seed};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -114,34 +114,34 @@ fn desired_disk(disk: &Disk, image: &Image) -> DesiredDisk {
     }
 }
 
-/// The NoCloud files. JSON is YAML, and needs no thought about quoting.
+/// The NoCloud files.
 fn cidata(view: &View, instance: &Instance, nics: &[DesiredNic]) -> Cidata {
-    let meta_data = json!({
-        "instance-id": instance.id,
-        "local-hostname": instance.host_name,
-        "public-keys": instance.ssh_keys,
-    });
-    let mut ethernets = serde_json::Map::new();
+    let mut cards = Vec::new();
     for (index, nic) in nics.iter().enumerate() {
         let vswitch = view.vswitches.iter().find(|vswitch| vswitch.vni == nic.segment);
         let Some(vswitch) = vswitch else { continue };
-        let mut ethernet = json!({
-            "match": {"macaddress": nic.mac},
-            "set-name": format!("eth{index}"),
-            "addresses": [format!("{}/{}", nic.ipv4, vswitch.prefix_len)],
-            "mtu": MTU,
-        });
-        if index == 0 {
-            ethernet["routes"] = json!([{"to": "0.0.0.0/0", "via": vswitch.gateway()}]);
-        }
-        ethernets.insert(format!("eth{index}"), ethernet);
+        let Ok(prefix_len) = u8::try_from(vswitch.prefix_len) else { continue };
+        let address = Address::Static {
+            ipv4: vec![(nic.ipv4, prefix_len)],
+            gateway: (index == 0).then(|| vswitch.gateway()),
+            dns: name_servers(),
+            search: vec![DOMAIN.to_owned()],
+        };
+        cards.push(Nic { mac: nic.mac.clone(), mtu: MTU, address });
     }
+    let seed = Seed {
+        instance_id: instance.id.clone(),
+        hostname: instance.host_name.clone(),
+        public_keys: instance.ssh_keys.clone(),
+        nics: cards,
+        ..Seed::default()
+    };
     let (_, characters) = instance.id.split_once('-').unwrap_or_default();
     Cidata {
         disk: format!("cidata-{characters}"),
-        meta_data: meta_data.to_string(),
+        meta_data: seed.meta_data(),
         user_data: instance.user_data.clone(),
-        network_config: Some(json!({"version": 2, "ethernets": ethernets}).to_string()),
+        network_config: Some(seed.network_config()),
     }
 }
 
