@@ -24,7 +24,8 @@ impl Cache {
         Self { root: root.into() }
     }
 
-    /// The entry `kind-key`, built by `build` at the path it is given unless it is there.
+    /// The entry `kind-key`, built by `build` at the path it is given unless it is there. No kind may begin with another
+    /// and a dash, since it would be taken for entries of that.
     ///
     /// # Errors
     /// `build` fails, or the folder cannot be written.

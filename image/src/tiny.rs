@@ -112,7 +112,8 @@ pub fn stripped(cache: &Cache, program: &Path) -> Result<PathBuf> {
     let mut tree = Tree::new();
     let key = format!("{:016x}", tree.file("x", program, 0o755).fingerprint()?);
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    cache.entry(&format!("stripped-{name}"), &key, |path| {
+    // The name comes first, so that no program's kind begins as another's does: `bixi` and `bixi-cloud`.
+    cache.entry(&format!("{name}.stripped"), &key, |path| {
         host::run(host::program("strip").arg("--strip-debug").arg("-o").arg(path).arg(program))?;
         Ok(())
     })

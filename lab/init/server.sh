@@ -12,6 +12,7 @@ mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 mount -t hugetlbfs hugetlbfs /dev/hugepages
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -sf /proc/self/fd /dev/fd
 # The kernel makes the root folder writable for all, which some programs refuse to trust.
 chmod 755 /
@@ -49,4 +50,6 @@ mkdir -p /run/bixi
 ulimit -n 65536
 # Programs that bring their own libraries find them on the disk of programs.
 export LD_LIBRARY_PATH=/opt/lib
+# What programs keep of their user goes when the server is reset.
+export HOME=/scratch
 exec /sbin/init

@@ -51,7 +51,7 @@ impl Config {
         let state = state.into();
         let lab = lab_program()?;
         let built = lab.parent().unwrap_or(Path::new("."));
-        let ours = ["bixi-vmm", "bixi-storage", "bixi-network"];
+        let ours = ["bixi-vmm", "bixi-storage", "bixi-network", "bixi-agent", "bixi-cloud", "bixi"];
         let binaries = ours.iter().map(|name| built.join(name)).filter(|p| p.exists()).collect();
         Ok(Self {
             cache: std::env::var_os("BIXI_LAB_CACHE")

@@ -103,13 +103,21 @@ fn binaries(cache: &Cache, binaries: &[PathBuf]) -> Result<PathBuf> {
     Ok(cache.entry("binaries", &key, |path| tree.write_archive(path))?)
 }
 
+/// The guests' files as an image that a cloud can be given.
+fn guest_bundle(cache: &Cache, guest: &Tiny) -> Result<PathBuf> {
+    // The archive is named by what is in it, its kernel's modules too.
+    let key = guest.initrd.file_name().unwrap_or_default().to_string_lossy();
+    Ok(cache.entry("bundle", &key, |path| guest.write_bundle(path).map(drop))?)
+}
+
 fn disk(cache: &Cache, guest: &Tiny, contents: &Contents) -> Result<PathBuf> {
     let mut tree = Tree::new();
-    tree.file("guest/bzImage", &guest.kernel, 0o644).file("guest/vmlinux", &guest.elf, 0o644).file(
-        "guest/initrd",
-        &guest.initrd,
-        0o644,
-    );
+    let bundle = guest_bundle(cache, guest)?;
+    for name in ["manifest.json", "vmlinuz", "initrd"] {
+        tree.file(&format!("guest/tiny/{name}"), &bundle.join(name), 0o644);
+    }
+    tree.symlink("guest/bzImage", "tiny/vmlinuz").symlink("guest/initrd", "tiny/initrd");
+    tree.file("guest/vmlinux", &guest.elf, 0o644);
     for program in &contents.programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         tree.program(&format!("bin/{name}"), program, Some("lib"))?;
