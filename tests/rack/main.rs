@@ -8,6 +8,7 @@
 
 mod bed;
 mod boot;
+mod cloud;
 mod foreign;
 mod network;
 mod power;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for (module, checks) in [
         ("boot", boot::CHECKS),
+        ("cloud", cloud::CHECKS),
         ("power", power::CHECKS),
         ("storage", storage::CHECKS),
         ("network", network::CHECKS),

@@ -1,11 +1,11 @@
 //! The card of a server: its storage and its network process, and what is asked of them.
 
 use crate::control::Control;
-use crate::error::{Failure, Result};
-use crate::wait_for;
+use crate::daemon::{Daemon, Lease};
+use crate::error::Result;
 use bixi_api::network::{PortAdd, PortDescription, SegmentConfig, SegmentDescription};
 use bixi_api::storage::{DiskAttach, DiskCreate, DiskDescription};
-use bixi_lab::{Process, Server};
+use bixi_lab::Server;
 use serde_json::Value;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -17,24 +17,12 @@ const VXLAN: u16 = 4789;
 /// An emulated server is slow to start a program.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// Whether a program lives as long as its handle here, or on its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lease {
-    /// It is killed when its handle is dropped.
-    Handle,
-    /// It stays until somebody ends it.
-    Own,
-}
-
 /// One process of a card, which can be killed and started again.
 #[derive(Debug)]
 pub struct Service {
-    server: Server,
-    name: &'static str,
-    arguments: Vec<String>,
-    lease: Lease,
-    process: Option<Process>,
-    pid: i32,
+    daemon: Daemon,
+    /// What its control socket answers once it serves.
+    path: String,
     control: Control,
 }
 
@@ -47,8 +35,9 @@ impl Service {
         lease: Lease,
     ) -> Result<Self> {
         let control = Control::new(server, control.as_ref())?;
-        let server = server.clone();
-        let mut service = Self { server, name, arguments, lease, process: None, pid: 0, control };
+        let daemon = Daemon::new(server, name, arguments, lease);
+        let path = format!("/v1/{}", name.trim_start_matches("bixi-"));
+        let mut service = Self { daemon, path, control };
         service.start()?;
         Ok(service)
     }
@@ -66,36 +55,9 @@ impl Service {
     /// # Errors
     /// When it does not start; what it logged is told.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
-        let mut command = self.server.command(format!("/usr/bin/{}", self.name));
-        command = command.args(&self.arguments);
-        if let Ok(level) = std::env::var("BIXI_LOG") {
-            command = command.env("BIXI_LOG", &level);
-        }
-        for (name, value) in environment {
-            command = command.env(name, value);
-        }
-        match self.lease {
-            Lease::Handle => {
-                let process = command.spawn_logged(self.log())?;
-                self.pid = process.pid();
-                self.process = Some(process);
-            }
-            Lease::Own => self.pid = command.detach(self.log())?,
-        }
-        let path = format!("/v1/{}", self.name.trim_start_matches("bixi-"));
-        let ready = wait_for(&format!("the start of {}", self.name), START_LIMIT, || {
-            if let Some(ended) = self.process.as_ref().and_then(Process::ended) {
-                // Waiting longer would not help.
-                return Ok(Some(Err(Failure::new(format!("{} ended: {ended:?}", self.name)))));
-            }
-            Ok(Some(Ok(self.control.get::<Value>(&path)?)))
-        });
-        match ready {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(failure)) | Err(failure) => {
-                Err(Failure::new(format!("{failure}; its log: {}", self.logged())))
-            }
-        }
+        let Self { daemon, path, control } = self;
+        let ask = || Ok(Some(control.get::<Value>(path)?));
+        daemon.start_until(environment, START_LIMIT, ask).map(drop)
     }
 
     /// Kills it with SIGKILL and waits until it is gone.
@@ -103,19 +65,7 @@ impl Service {
     /// # Errors
     /// When it does not end.
     pub fn kill(&mut self) -> Result<()> {
-        match &mut self.process {
-            Some(process) => process.kill().map(drop)?,
-            None => {
-                let pid = self.pid;
-                self.server.sh(&format!("kill -9 {pid}"))?;
-                wait_for("the end of a process", START_LIMIT, || {
-                    let gone = self.server.sh(&format!("! kill -0 {pid} 2>/dev/null"));
-                    Ok(gone.ok().map(drop))
-                })?;
-            }
-        }
-        self.process = None;
-        Ok(())
+        self.daemon.kill()
     }
 
     /// Waits until it has ended by itself.
@@ -123,16 +73,13 @@ impl Service {
     /// # Errors
     /// When it does not end in time, or was not started with a handle.
     pub fn wait_end(&mut self, limit: Duration) -> Result<bixi_lab::Ended> {
-        match &self.process {
-            Some(process) => Ok(process.wait(limit)?),
-            None => Err(Failure::new("a process without a handle cannot be waited for")),
-        }
+        self.daemon.wait_end(limit)
     }
 
     /// Its process id in the server.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.daemon.pid()
     }
 
     /// Its control socket.
@@ -144,13 +91,7 @@ impl Service {
     /// The end of its log.
     #[must_use]
     pub fn logged(&self) -> String {
-        let log = self.log();
-        let tail = self.server.command("tail").args(["-n", "30"]).arg(log.to_string_lossy()).run();
-        tail.map_or_else(|e| e.to_string(), |output| output.text())
-    }
-
-    fn log(&self) -> PathBuf {
-        PathBuf::from(format!("/run/bixi/log/{}.log", self.name))
+        self.daemon.logged()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A guest in a server: a `bixi-vmm` process, its control socket and its console.
 
-use crate::card::Lease;
 use crate::control::Control;
+use crate::daemon::Lease;
 use crate::error::{Failure, Result};
 use crate::wait_for;
 use bixi_api::compute::{

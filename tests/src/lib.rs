@@ -4,13 +4,17 @@
 //! users do: the programs with their command lines, the control sockets with the types and the client of `bixi-api`.
 
 mod card;
+mod cloud;
 mod control;
+mod daemon;
 mod error;
 mod guest;
 mod pair;
 
-pub use card::{Card, Lease, Service, disk_id};
+pub use card::{Card, Service, disk_id};
+pub use cloud::{Cloud, Instance};
 pub use control::Control;
+pub use daemon::{Daemon, Lease};
 pub use error::{Failure, Result};
 pub use guest::{Guest, GuestPlan, Kernel};
 pub use pair::{Pair, SEGMENT};

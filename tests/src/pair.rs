@@ -1,6 +1,7 @@
 //! Two servers, each with a card and a guest, joined by one segment.
 
-use crate::card::{Card, Lease, disk_id};
+use crate::card::{Card, disk_id};
+use crate::daemon::Lease;
 use crate::error::{Failure, Result};
 use crate::guest::{Guest, GuestPlan, Kernel};
 use bixi_api::network::{Peer, SegmentConfig};
