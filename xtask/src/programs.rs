@@ -7,8 +7,15 @@ use std::process::Command;
 use std::time::Instant;
 
 /// The crates whose programs a rack needs.
-const PRODUCT: &[&str] =
-    &["bixi-agent", "bixi-compute", "bixi-storage", "bixi-network", "bixi-lab"];
+const PRODUCT: &[&str] = &[
+    "bixi-cloud",
+    "bixi-agent",
+    "bixi-compute",
+    "bixi-storage",
+    "bixi-network",
+    "bixi-cli",
+    "bixi-lab",
+];
 
 /// Builds programs in release; how long it took, in seconds.
 fn build(more: &[&str]) -> Outcome<f64> {

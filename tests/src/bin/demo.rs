@@ -1,7 +1,7 @@
-//! `cargo xtask demo`: two servers, two guests that talk, and a card that dies under them and comes back.
+//! `cargo xtask demo`: a cloud of two servers, two instances that talk, and the deaths of all that carries them.
 
-use bixi_lab::{Config, Rack, load};
-use bixi_tests::{Failure, Guest, Lease, Pair, Result, check};
+use bixi_lab::{Config, Console, Rack, load};
+use bixi_tests::{Cloud, Failure, Instance, Lease, Result, check};
 use clap::Parser;
 use serde::Serialize;
 use std::io::Write;
@@ -18,8 +18,11 @@ const CACHE: &str = ".lab/cache";
 /// An emulated guest is slow.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How long the guest writes; its card dies meanwhile.
-const LOAD: Duration = Duration::from_secs(12);
+/// How long the guest writes; all that carries it dies meanwhile.
+const LOAD: Duration = Duration::from_secs(15);
+
+/// How much of its disk the guest writes, in blocks of 4 KiB.
+const BLOCKS: u64 = 16_384;
 
 #[derive(Parser)]
 struct Arguments {
@@ -93,7 +96,7 @@ fn demo(steps: &mut Steps, exit: bool) -> Result<()> {
     }
     let rack = steps.run("a rack of two servers is up", || Ok(Rack::up(&config)?))?;
     let result = show(steps, &rack);
-    let Ok(pair) = result else { return result.map(drop) };
+    let Ok(seen) = result else { return result.map(drop) };
     if exit {
         return steps.run("the rack is down and has left nothing", || {
             drop(rack);
@@ -103,71 +106,111 @@ fn demo(steps: &mut Steps, exit: bool) -> Result<()> {
     }
     rack.leave_up()?;
     let lab = config.lab.strip_prefix(std::env::current_dir()?).unwrap_or(&config.lab);
-    say("\nThe rack stays up. Log in to a guest (Ctrl-] leaves):");
-    for half in &pair.halves {
-        let (number, id) = (half.server.number(), &half.guest.id);
-        say(&format!("    {} --state {STATE} console {number} {id}", lab.display()));
+    let lab = format!("{} --state {STATE}", lab.display());
+    say(
+        "\nThe rack stays up. Log in to an instance (Ctrl-] leaves), or use the cloud from its first server:",
+    );
+    for (server, instance) in &seen {
+        say(&format!("    {lab} console {server} /run/bixi/vm/{instance}/console"));
     }
-    say(&format!("End it with:\n    {} --state {STATE} down", lab.display()));
+    say(&format!("    {lab} shell 1      # then: bixi instance list, bixi --help"));
+    say(&format!("End it with:\n    {lab} down"));
     Ok(())
 }
 
-/// Everything between the rack's start and its end.
-fn show(steps: &mut Steps, rack: &Rack) -> Result<Pair> {
-    let mut pair = steps
-        .run("each server's card serves a disk and a port", || Pair::start(rack, Lease::Own))?;
-    let result = with_guests(steps, &mut pair);
+/// Everything between the rack's start and its end; the servers and ids of the instances.
+fn show(steps: &mut Steps, rack: &Rack) -> Result<Vec<(usize, String)>> {
+    let start = "a control plane, and two servers join it";
+    let mut cloud = steps.run(start, || Cloud::start(rack, Lease::Own))?;
+    let result = with_cloud(steps, &mut cloud);
     if result.is_err() {
-        for half in &pair.halves {
-            let number = half.server.number();
-            eprintln!("server-{number}, storage: {}", half.card.storage.logged());
-            eprintln!("server-{number}, network: {}", half.card.network.logged());
+        eprintln!("bixi-cloud: {}", cloud.control.logged());
+        for agent in &cloud.agents {
+            eprintln!("bixi-agent: {}", agent.logged());
         }
     }
-    result.map(|()| pair)
+    result
 }
 
-fn with_guests(steps: &mut Steps, pair: &mut Pair) -> Result<()> {
-    let mut guests =
-        steps.run("two unmodified Debian kernels boot, bzImage and PVH ELF", || pair.boot())?;
-    let address = pair.halves[1].guest.address;
-    let ping = format!("ping -c 3 -W 5 {address}");
-    steps.run("one guest pings the other through VXLAN", || guests[0].sh(&ping, LIMIT))?;
-    let report = steps.run("kill -9 of storage and network while the guest writes", || {
-        killed_under_load(pair, &mut guests[0], &ping)
+fn with_cloud(steps: &mut Steps, cloud: &mut Cloud) -> Result<Vec<(usize, String)>> {
+    steps.run("bixi image import: Debian's own kernel and busybox", || cloud.import_tiny())?;
+    let (one, two) = steps.run("bixi instance run: two instances, on two servers", || {
+        let both = (cloud.run("one", "--disk=2")?, cloud.run("two", "")?);
+        let (first, second) = (cloud.server_of(&both.0)?, cloud.server_of(&both.1)?);
+        check!(first.number() != second.number(), "both are on one server");
+        Ok(both)
     })?;
-    steps.run("the disk read back has the checksum of what was written", || {
-        let read = guests[0].sh("bixi-lab load --digest /dev/vda", LIMIT)?;
+    say(&cloud.bixi("instance list")?);
+    let mut shells = steps.run("both unmodified Debian kernels have booted to a shell", || {
+        Ok([cloud.login(&one)?, cloud.login(&two)?])
+    })?;
+    let ping = "ping -c 3 -W 5 two";
+    steps.run("one instance pings the other by its name, through VXLAN", || {
+        Ok(shells[0].sh(ping, LIMIT)?)
+    })?;
+    let disk = shells[0].sh("grep -lx 4194304 /sys/block/*/size | cut -d/ -f4", LIMIT)?;
+    let killed = "kill -9 of card, agents and control plane while a guest writes";
+    let report =
+        steps.run(killed, || killed_under_load(cloud, &one, &mut shells[0], &disk, ping))?;
+    let intact = |shell: &mut Console| {
+        let read =
+            shell.sh(&format!("bixi-lab load --digest --blocks {BLOCKS} /dev/{disk}"), LIMIT)?;
         check!(read == report.digest.to_string(), "written: {}, read: {read}", report.digest);
         Ok(())
-    })?;
-    let dmesg = guests[0].sh("dmesg | grep -i 'I/O error' || true", LIMIT)?;
+    };
+    steps.run("the disk has the checksum of what was written", || intact(&mut shells[0]))?;
+    let dmesg = shells[0].sh("dmesg | grep -i 'I/O error' || true", LIMIT)?;
     check!(dmesg.is_empty(), "the guest saw an error: {dmesg}");
     say(&format!(
         "    {} blocks written, {} read back; the longest request took {} ms, no error",
         report.writes, report.reads, report.longest_ms
     ));
-    for guest in guests {
-        guest.console.hand_over(LIMIT)?;
+    steps.run("it has it after bixi instance stop and start, too", || {
+        cloud.bixi("instance stop one")?;
+        cloud.bixi("instance start one")?;
+        shells[0] = cloud.login(&one)?;
+        intact(&mut shells[0])
+    })?;
+    for shell in shells {
+        shell.hand_over(LIMIT)?;
     }
-    Ok(())
+    let place = |instance: &Instance| {
+        Ok((cloud.server_of(instance)?.number(), instance.instance_id.clone()))
+    };
+    [&one, &two].into_iter().map(place).collect()
 }
 
-/// Kills both processes of the first server's card while its guest writes and pings, and starts them again.
-fn killed_under_load(pair: &mut Pair, guest: &mut Guest, ping: &str) -> Result<load::Report> {
+/// Kills everything of ours but the VMMs while a guest writes and pings, starts what a service manager would, and waits
+/// until all is as before.
+fn killed_under_load(
+    cloud: &mut Cloud,
+    writer: &Instance,
+    shell: &mut Console,
+    disk: &str,
+    ping: &str,
+) -> Result<load::Report> {
     let seconds = LOAD.as_secs();
-    guest.sh(&format!("bixi-lab load /dev/vda --seconds {seconds} >/tmp/load 2>&1 &"), LIMIT)?;
+    let load = format!("bixi-lab load /dev/{disk} --blocks {BLOCKS} --seconds {seconds}");
+    shell.sh(&format!("{load} >/tmp/load 2>&1 &"), LIMIT)?;
     // The load runs; the guest's shell is free for pings that show when the network is back.
-    guest.sh(ping, LIMIT)?;
-    let card = &mut pair.halves[0].card;
-    card.storage.kill()?;
-    card.network.kill()?;
-    card.storage.start()?;
-    card.network.start()?;
+    shell.sh(ping, LIMIT)?;
+    cloud.control.kill()?;
+    for agent in &mut cloud.agents {
+        agent.kill()?;
+    }
+    cloud.server_of(writer)?.sh("kill -9 $(pidof bixi-storage) $(pidof bixi-network)")?;
+    for agent in &mut cloud.agents {
+        agent.start_with(&[])?;
+    }
+    cloud.control.start_with(&[])?;
     bixi_tests::wait_for("a ping after the network's return", LIMIT, || {
-        Ok(guest.console.run(ping, LIMIT)?.1.eq(&0).then_some(()))
+        Ok(shell.run(ping, LIMIT)?.1.eq(&0).then_some(()))
     })?;
-    let text = guest.sh("wait; cat /tmp/load", LOAD + LIMIT)?;
+    bixi_tests::wait_for("two running instances in the cloud's list", LIMIT, || {
+        let running = cloud.instances()?.iter().filter(|one| one.status == "Running").count();
+        Ok((running == 2).then_some(()))
+    })?;
+    let text = shell.sh("wait; cat /tmp/load", LOAD + LIMIT)?;
     let line = text.lines().last().unwrap_or_default();
     let report: load::Report = serde_json::from_str(line)
         .map_err(|e| Failure::new(format!("the load said {text:?}: {e}")))?;
