@@ -6,7 +6,7 @@
 //! | [`rounds`] | runs ours and the peers in turns, throws disturbed runs away |
 //! | [`setup`] | cores, huge pages, packages, processes: taken and given back |
 //! | [`load`] | what a load generator needs: a clock, a histogram |
-//! | [`first_light`], [`disk`], [`network`] | the benchmarks |
+//! | [`first_light`], [`disk`], [`network`], [`control`] | the benchmarks |
 //!
 //! Invariants: a benchmark leaves nothing behind, whatever way it ends (a process, a socket, a huge page); it talks to
 //! nobody beyond the loopback interface; a peer that cannot run is named with the reason, never left out.
@@ -14,6 +14,7 @@
 // The progress of a benchmark is for people to read.
 #![allow(clippy::print_stdout)]
 
+pub mod control;
 pub mod disk;
 pub mod error;
 pub mod first_light;
@@ -46,7 +47,7 @@ impl Effort {
 }
 
 /// The benchmarks there are.
-pub const NAMES: &[&str] = &["first-light", "disk", "network"];
+pub const NAMES: &[&str] = &["first-light", "disk", "network", "control"];
 
 /// Runs the benchmark `name`.
 ///
@@ -57,6 +58,7 @@ pub fn run(name: &str, effort: Effort) -> Result<Report, BenchError> {
         "first-light" => first_light::run(effort)?,
         "disk" => disk::run(effort)?,
         "network" => network::run(effort)?,
+        "control" => control::run(effort)?,
         _ => return Err(BenchError::Unknown { name: name.to_owned() }),
     };
     Ok(Report::new(name, rows))

@@ -114,7 +114,7 @@ fn disk(cache: &Cache, guest: &Tiny, contents: &Contents) -> Result<PathBuf> {
     let mut tree = Tree::new();
     let bundle = guest_bundle(cache, guest)?;
     for name in ["manifest.json", "vmlinuz", "initrd"] {
-        tree.file(&format!("guest/tiny/{name}"), &bundle.join(name), 0o644);
+        tree.file(&format!("guest/tiny/{name}"), bundle.join(name), 0o644);
     }
     tree.symlink("guest/bzImage", "tiny/vmlinuz").symlink("guest/initrd", "tiny/initrd");
     tree.file("guest/vmlinux", &guest.elf, 0o644);
