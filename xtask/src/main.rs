@@ -23,7 +23,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Two servers, two guests that talk, and their card that dies and comes back
+    /// A cloud of two servers, two instances that talk, and the deaths of all that carries them
     Demo {
         /// End the rack afterwards instead of leaving it running
         #[arg(long)]
