@@ -15,6 +15,8 @@ pub mod compute;
 pub mod ecs;
 pub mod error;
 pub mod file;
+#[cfg(any(feature = "agent-client", feature = "operator-client", feature = "ecs-client"))]
+mod https;
 pub mod network;
 pub mod operator;
 pub mod state;

@@ -1,14 +1,14 @@
 //! The agent's side of the conversation: one request, one connection, one answer.
 //!
-//! Invariant: nothing is said before the other side has shown a certificate of the cloud's authority for
-//! [`CLOUD_NAME`]; while joining, the authority is known by the fingerprint of the token alone.
+//! While joining, the cloud's authority is known by the fingerprint of the token alone.
 
 use super::tls::{self, TlsError};
 use super::{
     DesiredState, JoinAnswer, JoinRequest, JoinToken, Report, SHA256_HEADER, STREAM_PROTOCOL,
 };
 use crate::error::{ApiError, ErrorBody};
-use http_body_util::{BodyExt, Full, Limited};
+use crate::https::{self, Failure, Fault};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::upgrade::Upgraded;
@@ -18,13 +18,9 @@ use serde::de::DeserializeOwned;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 
-/// No JSON answer of the cloud is larger than this many bytes.
-const ANSWER_LIMIT: usize = 64 << 20;
 /// How long a connection may take to be made, and an answer to begin beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -73,7 +69,7 @@ pub enum AgentClientError {
         /// Its address.
         cloud: String,
         /// What HTTP said.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Failure,
     },
     /// No answer in time.
     #[error("no answer from the cloud at {cloud} within {deadline:?}")]
@@ -209,20 +205,13 @@ impl AgentClient {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
-        let connect = |source| AgentClientError::Connect { cloud: self.cloud.clone(), source };
-        let tcp = async {
-            let tcp = TcpStream::connect(&self.cloud).await?;
-            tcp.set_nodelay(true)?;
-            TlsConnector::from(Arc::clone(&self.config)).connect(tls::cloud_name()?, tcp).await
-        };
-        let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut));
-        let stream = timeout(PATIENCE, tcp).await.unwrap_or_else(late).map_err(connect)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| self.broken(e.into()))?;
-        // The task ends with the connection: when the answer's body is read or dropped.
-        tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.map_err(|e| self.broken(e.into()))
+        let answer = https::exchange(&self.cloud, &self.config, PATIENCE, request).await;
+        answer.map_err(|fault| match fault {
+            Fault::Connect(source) => {
+                AgentClientError::Connect { cloud: self.cloud.clone(), source }
+            }
+            Fault::Broken(source) => self.broken(source),
+        })
     }
 
     fn encode(&self, body: &impl serde::Serialize) -> Result<Vec<u8>> {
@@ -254,15 +243,14 @@ impl AgentClient {
     }
 
     async fn body(&self, answer: Response<Incoming>) -> Result<Bytes> {
-        let whole = Limited::new(answer.into_body(), ANSWER_LIMIT).collect();
         let late = || AgentClientError::Deadline { cloud: self.cloud.clone(), deadline: PATIENCE };
-        match timeout(PATIENCE, whole).await {
-            Ok(body) => Ok(body.map_err(|e| self.broken(e))?.to_bytes()),
+        match timeout(PATIENCE, https::whole(answer)).await {
+            Ok(body) => body.map_err(|e| self.broken(e)),
             Err(_) => Err(late()),
         }
     }
 
-    fn broken(&self, source: Box<dyn std::error::Error + Send + Sync>) -> AgentClientError {
+    fn broken(&self, source: Failure) -> AgentClientError {
         AgentClientError::Broken { cloud: self.cloud.clone(), source }
     }
 

@@ -1,8 +1,7 @@
 //! What an agent takes for proof that it speaks with its cloud. TLS 1.3 only.
 
-use super::{CLOUD_NAME, Credentials};
+use super::Credentials;
 use ::aws_lc_rs::digest::{SHA256, digest};
-use std::io;
 use std::sync::Arc;
 use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{
@@ -30,11 +29,6 @@ pub enum TlsError {
     /// TLS does not take them.
     #[error(transparent)]
     Tls(#[from] Error),
-}
-
-/// The name that the cloud's certificate is for.
-pub(super) fn cloud_name() -> io::Result<ServerName<'static>> {
-    ServerName::try_from(CLOUD_NAME).map_err(io::Error::other)
 }
 
 fn provider() -> Arc<CryptoProvider> {

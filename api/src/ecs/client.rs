@@ -1,17 +1,15 @@
 //! The tenant's side: one request, one connection, one answer.
 //!
-//! Parameters go in the body, which has room for user data; lists come page by page until they are whole. Invariant:
-//! nothing is said before the other side has shown a certificate of the cloud's authority.
+//! Parameters go in the body, which has room for user data; lists come page by page until they are whole.
 
 use super::sign::{AccessKey, Unsigned, encode, hex, sign};
 use super::{Page, VERSION};
-use crate::agent::CLOUD_NAME;
 use crate::error::ErrorBody;
+use crate::https::{self, Failure, Fault};
 use aws_lc_rs::rand;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -19,16 +17,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::aws_lc_rs::default_provider;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, version};
+use tokio_rustls::rustls::ClientConfig;
 
-/// No answer is larger than this many bytes.
-const ANSWER_LIMIT: usize = 64 << 20;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Items of a list in one answer: the most that ECS gives.
@@ -61,7 +52,7 @@ pub enum EcsClientError {
         /// Its address.
         cloud: String,
         /// What HTTP said.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Failure,
     },
     /// The request was understood and refused.
     #[error(transparent)]
@@ -111,19 +102,10 @@ impl EcsClient {
     /// # Errors
     /// The authority's certificate cannot be used.
     pub fn new(cloud: &str, ca_pem: &str, key: AccessKey, region: &str) -> Result<Self> {
-        let unusable = |text: String| EcsClientError::Authority(text);
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-            let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
-            roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
-        }
-        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_protocol_versions(&[&version::TLS13])
-            .map_err(|e| unusable(e.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config =
+            https::by_authority(ca_pem).map_err(|e| EcsClientError::Authority(e.to_string()))?;
         let (cloud, region) = (cloud.to_owned(), region.to_owned());
-        Ok(Self { cloud, region, key, config: Arc::new(config) })
+        Ok(Self { cloud, region, key, config })
     }
 
     /// Asks for `action`; the region is added to the parameters.
@@ -177,8 +159,7 @@ impl EcsClient {
         let pairs = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let answer = self.send(action, encode(pairs).into_bytes()).await?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
-        let body = body.map_err(|e| self.broken(e))?.to_bytes();
+        let body = https::whole(answer).await.map_err(|e| self.broken(e))?;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|e| self.answer(e.to_string()));
         }
@@ -208,20 +189,11 @@ impl EcsClient {
         let request = request.header("accept", "application/json");
         let request = request.body(Full::new(Bytes::from(body)));
         let request = request.map_err(|e| self.broken(e.into()))?;
-        let connect = |source| EcsClientError::Connect { cloud: self.cloud.clone(), source };
-        let stream = async {
-            let tcp = TcpStream::connect(&self.cloud).await?;
-            tcp.set_nodelay(true)?;
-            let name = ServerName::try_from(CLOUD_NAME).map_err(io::Error::other)?;
-            TlsConnector::from(self.config.clone()).connect(name, tcp).await
-        };
-        let stream = stream.await.map_err(connect)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| self.broken(e.into()))?;
-        // The task ends with the connection: when the answer's body is read or dropped.
-        tokio::spawn(connection);
-        sender.send_request(request).await.map_err(|e| self.broken(e.into()))
+        let answer = https::exchange(&self.cloud, &self.config, PATIENCE, request).await;
+        answer.map_err(|fault| match fault {
+            Fault::Connect(source) => EcsClientError::Connect { cloud: self.cloud.clone(), source },
+            Fault::Broken(source) => self.broken(source),
+        })
     }
 
     fn refusal(&self, status: u16, body: &[u8]) -> EcsClientError {
@@ -238,7 +210,7 @@ impl EcsClient {
         self.answer(format!("{status} {text}"))
     }
 
-    fn broken(&self, source: Box<dyn std::error::Error + Send + Sync>) -> EcsClientError {
+    fn broken(&self, source: Failure) -> EcsClientError {
         EcsClientError::Broken { cloud: self.cloud.clone(), source }
     }
 

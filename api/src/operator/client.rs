@@ -2,10 +2,11 @@
 //!
 //! Invariant: the token is said to nobody who has not shown a certificate of the cloud's authority.
 
-use crate::agent::{CLOUD_NAME, SHA256_HEADER, STREAM_PROTOCOL};
+use crate::agent::{SHA256_HEADER, STREAM_PROTOCOL};
 use crate::error::{ApiError, ErrorBody};
+use crate::https::{self, Failure, Fault};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::upgrade::Upgraded;
@@ -16,20 +17,12 @@ use serde::de::DeserializeOwned;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, version};
+use tokio_rustls::rustls::ClientConfig;
 
-/// No answer of the cloud is larger than this many bytes.
-const ANSWER_LIMIT: usize = 64 << 20;
 /// How long an answer may take; uploads have as long as they need.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Body = BoxBody<Bytes, Failure>;
 type Result<T> = std::result::Result<T, OperatorClientError>;
 
@@ -91,20 +84,9 @@ impl OperatorClient {
     /// # Errors
     /// The authority's certificate cannot be used.
     pub fn new(cloud: &str, ca_pem: &str, token: &str) -> Result<Self> {
-        let unusable = |text: String| OperatorClientError::Authority(text);
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-            let certificate = certificate.map_err(|e| unusable(e.to_string()))?;
-            roots.add(certificate).map_err(|e| unusable(e.to_string()))?;
-        }
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&version::TLS13])
-            .map_err(|e| unusable(e.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let (cloud, token) = (cloud.to_owned(), token.trim().to_owned());
-        Ok(Self { cloud, token, config: Arc::new(config) })
+        let config = https::by_authority(ca_pem)
+            .map_err(|e| OperatorClientError::Authority(e.to_string()))?;
+        Ok(Self { cloud: cloud.to_owned(), token: token.trim().to_owned(), config })
     }
 
     /// `GET path`.
@@ -193,21 +175,13 @@ impl OperatorClient {
             .header(AUTHORIZATION, format!("Bearer {}", self.token))
             .body(body)
             .map_err(|e| self.broken(e.into()))?;
-        let connect = |source| OperatorClientError::Connect { cloud: self.cloud.clone(), source };
-        let stream = async {
-            let tcp = TcpStream::connect(&self.cloud).await?;
-            tcp.set_nodelay(true)?;
-            let name = ServerName::try_from(CLOUD_NAME).map_err(io::Error::other)?;
-            TlsConnector::from(self.config.clone()).connect(name, tcp).await
-        };
-        let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut));
-        let stream = timeout(PATIENCE, stream).await.unwrap_or_else(late).map_err(connect)?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| self.broken(e.into()))?;
-        // The task ends with the connection: when the answer's body is read or dropped.
-        tokio::spawn(connection.with_upgrades());
-        sender.send_request(request).await.map_err(|e| self.broken(e.into()))
+        let answer = https::exchange(&self.cloud, &self.config, PATIENCE, request).await;
+        answer.map_err(|fault| match fault {
+            Fault::Connect(source) => {
+                OperatorClientError::Connect { cloud: self.cloud.clone(), source }
+            }
+            Fault::Broken(source) => self.broken(source),
+        })
     }
 
     async fn decode<A: DeserializeOwned>(&self, answer: Response<Incoming>) -> Result<A> {
@@ -234,8 +208,7 @@ impl OperatorClient {
     }
 
     async fn body(&self, answer: Response<Incoming>) -> Result<Bytes> {
-        let body = Limited::new(answer.into_body(), ANSWER_LIMIT).collect().await;
-        Ok(body.map_err(|e| self.broken(e))?.to_bytes())
+        https::whole(answer).await.map_err(|e| self.broken(e))
     }
 
     fn broken(&self, source: Failure) -> OperatorClientError {
