@@ -63,10 +63,10 @@ impl Cloud {
         for server in &servers {
             agents.push(join(first, server, lease)?);
         }
-        let mut cloud = Self { control, agents, servers };
+        let cloud = Self { control, agents, servers };
         let joined = wait_for("servers that are alive", LIMIT, || cloud.all_alive());
         if let Err(failure) = joined {
-            let logs: Vec<_> = cloud.agents.iter_mut().map(|agent| agent.logged()).collect();
+            let logs: Vec<_> = cloud.agents.iter().map(Daemon::logged).collect();
             return Err(Failure::new(format!(
                 "{failure}; logs of the agents: {}",
                 logs.join("\n")

@@ -1,3 +1,5 @@
+//! Signatures of the documents and of the real clients, and what is done to each of their parts.
+
 use super::*;
 use axum::http::{HeaderName, HeaderValue};
 
