@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! build    tiny: kernel, busybox, drivers ──┐
+//! debian   mmdebstrap, GRUB, cloud-init ───┤
 //! import   raw, qcow2 ── checked, copied ───┴──► bundle: manifest.json with a digest for each file
 //! cidata   name, keys, user data ──► a FAT disk that cloud-init and tiny guests read
 //! ```
@@ -15,6 +16,7 @@ pub mod bundle;
 pub mod cache;
 pub mod cidata;
 mod cpio;
+pub mod debian;
 mod digest;
 mod elf;
 mod error;

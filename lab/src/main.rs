@@ -29,6 +29,9 @@ enum Action {
         /// Memory of each server, in MiB
         #[arg(long, default_value_t = 1536)]
         memory: u32,
+        /// The system they boot instead of the rack's own: a folder made by `bixi image build debian`
+        #[arg(long, value_name = "DIR")]
+        system: Option<PathBuf>,
     },
     /// Show the rack and its servers
     Status,
@@ -110,7 +113,7 @@ fn main() -> ExitCode {
 fn act(arguments: Arguments) -> Result<ExitCode> {
     let state = arguments.state.unwrap_or_else(default_state);
     match arguments.action {
-        Action::Up { servers, memory } => up(state, servers, memory)?,
+        Action::Up { servers, memory, system } => up(state, servers, memory, system)?,
         Action::Status => status(state)?,
         Action::Shell { server, command } => return shell(state, &server, command),
         Action::Console { server, guest } => {
@@ -163,8 +166,8 @@ fn console_path(guest: &str) -> PathBuf {
     PathBuf::from(format!("/run/bixi/vm/{guest}/console.sock"))
 }
 
-fn up(state: PathBuf, servers: usize, memory: u32) -> Result<()> {
-    let config = Config { servers, memory_mib: memory, ..Config::new(state)? };
+fn up(state: PathBuf, servers: usize, memory: u32, system: Option<PathBuf>) -> Result<()> {
+    let config = Config { servers, memory_mib: memory, system, ..Config::new(state)? };
     match Rack::up(&config) {
         Ok(rack) => rack.leave_up()?,
         Err(bixi_lab::Error::Up { state }) => {

@@ -6,9 +6,13 @@
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The MTU of the underlay in bytes: room for guests' packets of 1,500 bytes inside VXLAN, and for larger ones.
 pub const UNDERLAY_MTU: u16 = 8950;
+
+/// The MTU of the management network in bytes.
+pub(crate) const MANAGEMENT_MTU: u16 = 1500;
 
 /// A rack to be run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,8 +25,12 @@ pub(crate) struct Plan {
     pub acceleration: String,
     /// The servers' kernel.
     pub kernel: PathBuf,
-    /// Their initial RAM file system.
+    /// Its initial RAM file system.
     pub initrd: PathBuf,
+    /// What the kernel is told, beside what each server is told.
+    pub command_line: String,
+    /// The disk with a system of their own; what they write to it is gone when they are.
+    pub system: Option<PathBuf>,
     /// Their read-only disk.
     pub disk: PathBuf,
     /// How many there are.
@@ -33,6 +41,13 @@ pub(crate) struct Plan {
     pub cpus: u32,
     /// The scratch disk of each, in GiB.
     pub scratch_gib: u32,
+}
+
+impl Plan {
+    /// A server that does not answer within this time after its start is broken.
+    pub fn boot_limit(&self) -> Duration {
+        Duration::from_secs(if self.system.is_some() { 900 } else { 180 })
+    }
 }
 
 /// Where a rack's files are.

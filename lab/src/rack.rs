@@ -7,6 +7,7 @@ use crate::plan::{Ask, Event, Places, Plan, Say, Status};
 use crate::server::Server;
 use crate::server_image::{Contents, ServerImage};
 use crate::supervisor::STAY;
+use bixi_image::bundle::{self as image, Bundle};
 use bixi_image::cache::Cache;
 use bixi_image::host;
 use rustix::fs::{FlockOperation, flock};
@@ -37,6 +38,9 @@ pub struct Config {
     pub scratch_gib: u32,
     /// What the servers carry.
     pub contents: Contents,
+    /// An image with cloud-init, for servers that are not to boot the rack's own system: the folder of its bundle, which has
+    /// a kernel. Each starts from its disk as it is, and has the contents below `/opt`, binaries in `/opt/bin`.
+    pub system: Option<PathBuf>,
     /// The `bixi-lab` program, which becomes the supervisor and the servers' agent.
     pub lab: PathBuf,
 }
@@ -62,6 +66,7 @@ impl Config {
             cpus: 2,
             scratch_gib: 8,
             contents: Contents { binaries, ..Contents::default() },
+            system: None,
             lab,
         })
     }
@@ -113,26 +118,29 @@ impl Rack {
             return Err(Error::Up { state });
         }
         remove_rest(&places)?;
-        let image = ServerImage::build(
-            &Cache::new(prepare_folder(&config.cache)?),
-            &config.lab,
-            &config.contents,
-        )?;
+        let mut contents = config.contents.clone();
+        if config.system.is_some() {
+            contents.programs.append(&mut contents.binaries);
+        }
+        let cache = Cache::new(prepare_folder(&config.cache)?);
+        let image = ServerImage::build(&cache, &config.lab, &contents)?;
         let acceleration = Acceleration::of_this_machine();
         host::say(&format!("starting {} servers, {}", config.servers, acceleration.name()));
         fs::create_dir_all(&places.folder).attempt(|| "make the rack's folder".to_owned())?;
-        let initrd = places.folder.join("initrd");
-        image.join(&initrd)?;
-        // Links of its own: the cache may forget its entries while the rack is up.
-        let (kernel, disk) = (places.folder.join("kernel"), places.folder.join("programs.img"));
-        link(&image.kernel, &kernel)?;
+        let boot = match &config.system {
+            None => Boot::own(&places, &image)?,
+            Some(bundle) => Boot::of(&places, &Bundle::open(bundle)?)?,
+        };
+        let disk = places.folder.join("programs.img");
         link(&image.disk, &disk)?;
         let plan = Plan {
             folder: places.folder.clone(),
             processor: acceleration.arguments().map(str::to_owned).to_vec(),
             acceleration: acceleration.name().to_owned(),
-            kernel,
-            initrd,
+            kernel: boot.kernel,
+            initrd: boot.initrd,
+            command_line: boot.command_line,
+            system: boot.system,
             disk,
             servers: config.servers,
             memory_mib: config.memory_mib,
@@ -274,6 +282,46 @@ fn prepare_folder(folder: &Path) -> Result<PathBuf> {
     fs::create_dir_all(folder)
         .and_then(|()| folder.canonicalize())
         .attempt(|| format!("make {}", folder.display()))
+}
+
+/// What the servers boot, under names of the rack's own: the cache may forget its entries while the rack is up.
+struct Boot {
+    kernel: PathBuf,
+    initrd: PathBuf,
+    command_line: String,
+    system: Option<PathBuf>,
+}
+
+impl Boot {
+    /// The rack's own system, in memory.
+    fn own(places: &Places, image: &ServerImage) -> Result<Self> {
+        let (kernel, initrd) = (places.folder.join("kernel"), places.folder.join("initrd"));
+        image.join(&initrd)?;
+        link(&image.kernel, &kernel)?;
+        let command_line = "console=ttyS0 quiet panic=-1".to_owned();
+        Ok(Self { kernel, initrd, command_line, system: None })
+    }
+
+    /// The system of an image.
+    fn of(places: &Places, bundle: &Bundle) -> Result<Self> {
+        let manifest = &bundle.manifest;
+        let (image::Boot::Direct { kernel, initrd, command_line }, Some(disk)) =
+            (&manifest.boot, &manifest.disk)
+        else {
+            let folder = bundle.folder.display();
+            return Err(Error::Unfit(format!("{folder} has no kernel and disk for a server")));
+        };
+        let own = |name: &str| {
+            let path = places.folder.join(name);
+            link(&bundle.path(name), &path).map(|()| path)
+        };
+        Ok(Self {
+            kernel: own(kernel)?,
+            initrd: own(initrd)?,
+            command_line: command_line.clone(),
+            system: Some(own(&disk.file)?),
+        })
+    }
 }
 
 /// Gives a file a second name; on another file system, a copy.

@@ -60,7 +60,7 @@ impl ServerImage {
         Ok(Self {
             base: base(cache, &kernel, &busybox, lab)?,
             binaries: binaries(cache, &contents.binaries)?,
-            disk: disk(cache, &guest, contents)?,
+            disk: disk(cache, lab, &guest, contents)?,
             kernel: kernel.image,
         })
     }
@@ -110,7 +110,7 @@ fn guest_bundle(cache: &Cache, guest: &Tiny) -> Result<PathBuf> {
     Ok(cache.entry("bundle", &key, |path| guest.write_bundle(path).map(drop))?)
 }
 
-fn disk(cache: &Cache, guest: &Tiny, contents: &Contents) -> Result<PathBuf> {
+fn disk(cache: &Cache, lab: &Path, guest: &Tiny, contents: &Contents) -> Result<PathBuf> {
     let mut tree = Tree::new();
     let bundle = guest_bundle(cache, guest)?;
     for name in ["manifest.json", "vmlinuz", "initrd"] {
@@ -118,6 +118,8 @@ fn disk(cache: &Cache, guest: &Tiny, contents: &Contents) -> Result<PathBuf> {
     }
     tree.symlink("guest/bzImage", "tiny/vmlinuz").symlink("guest/initrd", "tiny/initrd");
     tree.file("guest/vmlinux", &guest.elf, 0o644);
+    // A system that is not the rack's own finds its agent there.
+    tree.program("bin/bixi-lab", &stripped(cache, lab)?, None)?;
     for program in &contents.programs {
         let name = program.file_name().unwrap_or_default().to_string_lossy();
         tree.program(&format!("bin/{name}"), program, Some("lib"))?;

@@ -10,6 +10,7 @@ use bixi_api::ecs::{Image, Images, Parameters};
 use bixi_api::operator::ImageDescription;
 use bixi_image::bundle::Bundle;
 use bixi_image::cache::Cache;
+use bixi_image::debian;
 use bixi_image::import::import;
 use bixi_image::tiny::Tiny;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,14 @@ pub enum Build {
         /// A program of this machine that goes to /bin of the image; can be given again
         #[arg(long = "program", value_name = "FILE")]
         programs: Vec<PathBuf>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Debian 12 with cloud-init and OpenSSH, and give it to the cloud (operators); needs root, and some minutes
+    Debian {
+        /// Keep it in this new folder, and give it to nobody
+        #[arg(long, value_name = "DIR", conflicts_with_all = ["name", "tenant", "os_name"])]
+        folder: Option<PathBuf>,
         #[command(flatten)]
         target: Target,
     },
@@ -93,6 +102,9 @@ impl Command {
             Self::Build(Build::Tiny { folder, programs, target }) => {
                 build_tiny(context, folder, &programs, target).await
             }
+            Self::Build(Build::Debian { folder, target }) => {
+                give(context, folder, "debian", target, |folder| Ok(debian::build(folder)?)).await
+            }
         }
     }
 }
@@ -124,14 +136,27 @@ async fn build_tiny(
         .collect();
     let places: Vec<(&str, &Path)> = places.iter().map(|(name, at)| (name.as_str(), *at)).collect();
     let tiny = Tiny::build(&Cache::new(cache()?), &places)?;
+    give(context, folder, "tiny", target, |folder| Ok(tiny.write_bundle(folder)?)).await
+}
+
+/// Lets `build` make a bundle: in `folder` if that is told, else on its way to the cloud.
+async fn give(
+    context: &Context,
+    folder: Option<PathBuf>,
+    name: &str,
+    target: Target,
+    build: impl FnOnce(&Path) -> Result<Bundle, Failure>,
+) -> Result<(), Failure> {
     if let Some(folder) = folder {
-        let bundle = tiny.write_bundle(&folder)?;
+        let bundle = build(&folder)?;
         let shown = folder.display().to_string();
         return context.output.value(&bundle.manifest, &shown, &shown);
     }
+    // Before minutes of work: whoever may not give it to the cloud learns that now.
+    context.operator()?;
     let scratch = scratch()?;
-    let bundle = tiny.write_bundle(&scratch.path().join("tiny"))?;
-    let name = target.name.clone().unwrap_or_else(|| "tiny".to_owned());
+    let bundle = build(&scratch.path().join(name))?;
+    let name = target.name.clone().unwrap_or_else(|| name.to_owned());
     upload::upload(context, &bundle, &name, target).await
 }
 

@@ -2,8 +2,11 @@
 
 use super::network::tap;
 use crate::error::{Attempt, Result};
-use crate::plan::{Plan, UNDERLAY_MTU, octet};
+use crate::plan::{
+    MANAGEMENT_MTU, Plan, UNDERLAY_MTU, management_address, octet, underlay_address,
+};
 use crate::socket;
+use bixi_image::cidata::{Address, Nic, Seed};
 use bixi_image::host;
 use bixi_image::tree::make_ext4;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -58,6 +61,11 @@ impl Machine {
         fs::create_dir_all(folder).attempt(|| format!("make {}", folder.display()))?;
         let scratch = folder.join("scratch.img");
         make_ext4(&scratch, u64::from(plan.scratch_gib) << 30, None)?;
+        if plan.system.is_some() {
+            let cidata = folder.join("cidata.img");
+            let wrong = || format!("write {}", cidata.display());
+            fs::write(&cidata, seed(number).disk()?).attempt(wrong)?;
+        }
         let log = folder.join("qemu.log");
         let log = fs::File::create(&log).attempt(|| format!("write {}", log.display()))?;
         // QEMU makes its sockets in its working folder: a path of any length fits.
@@ -122,19 +130,43 @@ pub(super) fn registers(folder: &Path) -> String {
     lines.map(str::trim_end).collect::<Vec<_>>().join(" ")
 }
 
+/// What a server that boots from a disk is told: its networks, and to run our agent.
+fn seed(number: usize) -> Seed {
+    let nic = |network: usize, ipv4, mtu| Nic {
+        mac: mac(network, number),
+        mtu,
+        address: Address::Static {
+            ipv4: vec![(ipv4, 24)],
+            gateway: None,
+            dns: vec![],
+            search: vec![],
+        },
+    };
+    Seed {
+        instance_id: format!("server-{number}"),
+        hostname: format!("server-{number}"),
+        user_data: include_bytes!("../../init/server.cloud-config").to_vec(),
+        nics: vec![
+            nic(0, management_address(number), MANAGEMENT_MTU),
+            nic(1, underlay_address(number), UNDERLAY_MTU),
+        ],
+        ..Seed::default()
+    }
+}
+
+/// The hardware address of a server in one of the rack's networks.
+fn mac(network: usize, number: usize) -> String {
+    format!("52:54:00:b1:{network:02x}:{:02x}", octet(number))
+}
+
 fn arguments(plan: &Plan, number: usize) -> Vec<String> {
-    let command_line = format!(
-        // Without tsc=reliable an emulated server's clock is HPET, and its KVM has no master clock. Each character on
-        // the serial port is an exit: quiet.
-        "console=ttyS0 quiet tsc=reliable panic=-1 bixi.server={number} \
-         bixi.underlay-mtu={UNDERLAY_MTU}"
-    );
     let fixed = format!(
         "-name bixi-server-{number} -machine q35 -smp {cpus} -m {memory} -nodefaults \
          -no-user-config -display none -no-reboot -device virtio-rng-pci \
          -chardev socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log \
          -serial chardev:console -monitor unix:monitor.sock,server=on,wait=off \
-         -device virtio-blk-pci,drive=scratch -device virtio-blk-pci,drive=programs",
+         -device virtio-blk-pci,drive=scratch,serial=scratch \
+         -device virtio-blk-pci,drive=programs,serial=programs",
         cpus = plan.cpus,
         memory = plan.memory_mib,
     );
@@ -146,18 +178,35 @@ fn arguments(plan: &Plan, number: usize) -> Vec<String> {
     };
     add("-kernel", plan.kernel.display().to_string());
     add("-initrd", plan.initrd.display().to_string());
-    add("-append", command_line);
+    add("-append", command_line(plan, number));
+    if let Some(system) = &plan.system {
+        let system = system.display().to_string().replace(',', ",,");
+        add("-drive", format!("if=none,id=system,format=raw,snapshot=on,file={system}"));
+        add("-device", "virtio-blk-pci,drive=system".to_owned());
+        add("-drive", "if=none,id=cidata,format=raw,readonly=on,file=cidata.img".to_owned());
+        add("-device", "virtio-blk-pci,drive=cidata".to_owned());
+    }
     // The scratch disk lives no longer than the rack: nothing has to reach the medium.
     let scratch = "if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=scratch.img";
     add("-drive", scratch.to_owned());
     let programs = plan.disk.display().to_string().replace(',', ",,");
     add("-drive", format!("if=none,id=programs,format=raw,readonly=on,file={programs}"));
-    for (index, (network, mtu)) in [("mgmt", 1500), ("under", UNDERLAY_MTU)].iter().enumerate() {
+    for (index, (network, mtu)) in
+        [("mgmt", MANAGEMENT_MTU), ("under", UNDERLAY_MTU)].iter().enumerate()
+    {
         let name = tap(network, number);
         add("-netdev", format!("tap,id={network},ifname={name},script=no,downscript=no"));
-        let mac = format!("52:54:00:b1:{index:02x}:{:02x}", octet(number));
+        let mac = mac(index, number);
         let device = format!("virtio-net-pci,netdev={network},mac={mac},host_mtu={mtu},romfile=");
         add("-device", device);
     }
     arguments
+}
+
+fn command_line(plan: &Plan, number: usize) -> String {
+    // Without tsc=reliable an emulated server's clock is HPET, and its KVM has no master clock.
+    format!(
+        "{} tsc=reliable bixi.server={number} bixi.underlay-mtu={UNDERLAY_MTU}",
+        plan.command_line
+    )
 }

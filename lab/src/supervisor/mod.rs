@@ -34,9 +34,6 @@ use std::time::{Duration, Instant};
 /// Told on standard input, it makes the supervisor outlive its starter.
 pub(crate) const STAY: u8 = b's';
 
-/// A server that does not answer within this time after its start is broken.
-const BOOT_LIMIT: Duration = Duration::from_secs(180);
-
 /// Enters new namespaces and starts the supervisor proper as their first process.
 ///
 /// # Errors
@@ -201,7 +198,8 @@ impl Rack {
     }
 
     fn await_agent(&self, number: usize) -> Result<()> {
-        let deadline = Instant::now() + BOOT_LIMIT;
+        let limit = self.plan.boot_limit();
+        let deadline = Instant::now() + limit;
         loop {
             if let ServerState::Ended(words) = &self.server(number)?.life().state {
                 let message = format!("it ended while it booted: {words}");
@@ -216,7 +214,7 @@ impl Rack {
                 let message = self.last_words(number);
                 return Err(Error::Server {
                     server: number,
-                    message: format!("no answer {BOOT_LIMIT:?} after its start: {message}"),
+                    message: format!("no answer {limit:?} after its start: {message}"),
                 });
             }
             // Bounded by the deadline above; there is nothing to wait on before the server listens.
