@@ -103,7 +103,9 @@ fn check_room(folder: &std::path::Path, image: &ImageFile) -> Result<(), Fault> 
     if free < image.size.saturating_add(RESERVE) {
         let (id, size) = (&image.id, image.size);
         let folder = folder.display();
-        return Err(Fault::full(format!("image {id} has {size} bytes, {folder} has {free} free.")));
+        return Err(Fault::full(format!(
+            "image {id} has {size} bytes, {folder} has {free} free, of which {RESERVE} stay."
+        )));
     }
     Ok(())
 }

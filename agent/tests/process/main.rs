@@ -4,6 +4,7 @@
 
 mod cloud;
 mod crash;
+mod full;
 mod guest;
 mod jail;
 mod life;
