@@ -36,7 +36,6 @@ fn joined() -> View {
         certificate_sha256: String::new(),
         joined: 1,
         schedulable: true,
-        generation: 1,
         hardware: None,
         release: String::new(),
     };

@@ -158,13 +158,18 @@ async fn image(operator: &OperatorClient) -> ImageDescription {
 }
 
 async fn run(control: &Control, tenant: &str, image: &str) -> String {
-    let request = NewInstances {
-        image: image.to_owned(),
-        system_disk: NewDisk { gib: Some(1), ..wanted(tenant, 1).system_disk },
-        ..wanted(tenant, 1)
-    };
+    run_many(control, tenant, image, 1).await.remove(0)
+}
+
+async fn run_many(control: &Control, tenant: &str, image: &str, amount: usize) -> Vec<String> {
+    let wanted = wanted(tenant, amount);
+    let system_disk = NewDisk { gib: Some(1), ..wanted.system_disk.clone() };
+    let request = NewInstances { image: image.to_owned(), system_disk, ..wanted };
     let made = control.change(|view, alive, context| create(view, alive, &request, context)).await;
-    made.unwrap().remove(0)
+    let made = made.unwrap();
+    let view = control.view();
+    assert!(made.iter().all(|id| view.instances.get(id).is_some()), "an answer before its effect");
+    made
 }
 
 async fn status(operator: &OperatorClient, id: &str, wanted: &str) -> InstanceDescription {
@@ -330,20 +335,28 @@ async fn many_creations_at_once_share_neither_memory_nor_addresses() {
     })
     .await;
     let mut makers = tokio::task::JoinSet::new();
-    for name in ["one", "two"] {
-        let create = TenantCreate { name: name.to_owned(), quota: None };
+    // One creation for each of forty instances together, which are more than a transaction holds.
+    for (name, requests, amount) in [("one", 10, 1), ("two", 10, 1), ("three", 1, 40)] {
+        let quota = QuotaDescription {
+            instances: 40,
+            vcpus: 40,
+            memory_mib: 1 << 20,
+            disks: 80,
+            disk_gib: 1000,
+        };
+        let create = TenantCreate { name: name.to_owned(), quota: Some(quota) };
         let tenant: TenantDescription =
             operator.ask(Method::POST, "/v1/tenants", &create).await.unwrap();
-        for _ in 0..10 {
+        for _ in 0..requests {
             let (control, tenant, image) =
                 (cloud.control.clone(), tenant.id.clone(), image.id.clone());
-            makers.spawn(async move { run(&control, &tenant, &image).await });
+            makers.spawn(async move { run_many(&control, &tenant, &image, amount).await });
         }
     }
-    makers.join_all().await;
-    until("twenty instances that run", async || {
+    assert_eq!(makers.join_all().await.into_iter().flatten().count(), 60);
+    until("sixty instances that run", async || {
         let instances: Vec<InstanceDescription> = operator.get("/v1/instances").await.ok()?;
-        (instances.iter().filter(|i| i.status == "Running").count() == 20).then_some(())
+        (instances.iter().filter(|i| i.status == "Running").count() == 60).then_some(())
     })
     .await;
     {
@@ -352,9 +365,11 @@ async fn many_creations_at_once_share_neither_memory_nor_addresses() {
             view.enis.iter().map(|eni| (eni.vswitch.clone(), eni.ipv4)).collect();
         addresses.sort();
         addresses.dedup();
-        assert_eq!(addresses.len(), 20);
-        let placed = view.servers.iter().map(|server| server.generation - 1).sum::<u64>();
-        assert_eq!(placed, 20);
+        assert_eq!(addresses.len(), 60);
+        assert!(view.launches.is_empty());
+        // Each creation is one placement in each room that it has placed something in.
+        let placed = view.rooms.iter().map(|room| room.generation).sum::<u64>();
+        assert!((21..=22).contains(&placed), "{placed}");
     }
     agents.iter().for_each(JoinHandle::abort);
     cloud.kill().await;

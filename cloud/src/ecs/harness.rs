@@ -7,7 +7,7 @@ use super::service::Api;
 use super::wire::percent;
 use crate::model::{AccessKey, Draft, Quota, View, ids};
 use crate::plan::simulation::{SimulatedAgent, image};
-use crate::plan::{Context, desired, observe, reconcile, tenancy};
+use crate::plan::{Context, desired, launch, observe, reconcile, tenancy};
 use crate::store::{EmbeddedStore, Outcome, Store};
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -139,6 +139,9 @@ impl Cloud for TestCloud {
                     self.with(|view, context| plan(World { view, alive: &alive }, context));
                 let (draft, done) = planned?;
                 if draft.is_empty() || self.commit(draft).await {
+                    while let Some(draft) = self.with(|view, _| launch::carry_on(view)) {
+                        self.commit(draft).await;
+                    }
                     return Ok(done);
                 }
             }

@@ -324,6 +324,35 @@ async fn what_cannot_be_made_is_refused_and_nothing_is_made() {
 }
 
 #[tokio::test]
+async fn as_many_are_made_as_there_is_room_for() {
+    let (served, _) = served().await;
+    let quota = Quota { instances: 100, disks: 2000, ..Quota::default() };
+    let key = served.cloud.tenant("large", quota).await;
+    let image = image();
+    let ask = async |more: &[(&str, &str)]| {
+        let mut all = vec![("ImageId", image.as_str()), ("InstanceType", "bixi.tiny")];
+        all.extend(more);
+        let reply = served.call(&key, "RunInstances", &all).await?;
+        Ok::<_, String>(reply["InstanceIdSets"]["InstanceIdSet"].as_array().unwrap().len())
+    };
+    // The server has 32 vCPUs to give.
+    assert_eq!(ask(&[("Amount", "100")]).await.unwrap_err(), "403 OperationDenied.NoStock");
+    let too_few = [("Amount", "100"), ("MinAmount", "33")];
+    assert_eq!(ask(&too_few).await.unwrap_err(), "403 OperationDenied.NoStock");
+    let more = [("Amount", "101"), ("MinAmount", "1")];
+    assert_eq!(ask(&more).await.unwrap_err(), "400 InvalidParameter");
+    let none = served.call(&key, "DescribeInstances", &[]).await.unwrap();
+    assert_eq!(none["TotalCount"], 0);
+    let token = [("Amount", "100"), ("MinAmount", "32"), ("ClientToken", "t")];
+    assert_eq!(ask(&token).await.unwrap(), 32);
+    assert_eq!(ask(&token).await.unwrap(), 32);
+    let all = served.call(&key, "DescribeInstances", &[]).await.unwrap();
+    assert_eq!(all["TotalCount"], 32);
+    assert_eq!(ask(&[("Amount", "69")]).await.unwrap_err(), "400 QuotaExceed.Instance");
+    assert_eq!(ask(&[("Amount", "1")]).await.unwrap_err(), "403 OperationDenied.NoStock");
+}
+
+#[tokio::test]
 async fn names_that_nobody_documents_are_told_back() {
     let (served, key) = served().await;
     let query = served.sign(

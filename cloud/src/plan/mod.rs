@@ -13,6 +13,7 @@
 
 pub mod create;
 pub mod desired;
+pub mod launch;
 pub mod observe;
 pub mod power;
 pub mod reconcile;

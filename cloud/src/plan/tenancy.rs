@@ -2,8 +2,8 @@
 
 use super::{Context, Refusal, reconcile};
 use crate::model::{
-    AccessKey, Draft, JoinTicket, Quota, SecurityGroup, Segment, Server, Severity, Tenant, VSwitch,
-    View, Vpc,
+    AccessKey, Draft, JoinTicket, Quota, Room, SecurityGroup, Segment, Server, Severity, Tenant,
+    VSwitch, View, Vpc,
 };
 use std::net::Ipv4Addr;
 
@@ -219,7 +219,6 @@ pub fn join(
         certificate_sha256,
         joined: context.now,
         schedulable: true,
-        generation: 1,
         hardware: None,
         release: String::new(),
     };
@@ -266,6 +265,8 @@ pub fn remove_server(view: &View, id: &str, context: &mut Context<'_>) -> Result
     }
     let mut draft = Draft::default();
     draft.delete::<Server>(view, &server.id);
+    // Whoever places something there at the same time plans anew.
+    draft.put(view, &Room::after_placing(view, &server.id));
     let message = format!("Server {} was removed.", server.name);
     draft.create(&context.event(None, &server.id, "ServerRemoved", Severity::Info, message));
     Ok(draft)
