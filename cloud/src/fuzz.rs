@@ -55,6 +55,11 @@ pub fn certificate_request(data: &[u8]) {
     let _ = rcgen::CertificateSigningRequestParams::from_der(&data.into());
 }
 
+/// A request's head: it passes or is answered.
+pub fn head(data: &[u8]) {
+    crate::tls::fuzz_head(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +83,7 @@ mod tests {
                 (stored.as_slice(), record as fn(&[u8])),
                 (&report, agent),
                 (request.der(), certificate_request),
+                (b"GET /?Format=JSON&a=%20 HTTP/1.1\r\nHost: x\r\n\r\n", head),
             ] {
                 let mut bad = good.to_vec();
                 for _ in 0..=byte() % 4 {

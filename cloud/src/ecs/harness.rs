@@ -167,7 +167,7 @@ impl Served {
             zones: vec!["bixi-1a".to_owned()],
         };
         let router = Api::new(cloud.clone(), place).router();
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        tokio::spawn(crate::tls::serve_http(listener, router));
         Self { cloud, address, nonce: AtomicU64::new(0) }
     }
 

@@ -3,6 +3,8 @@
 use super::harness::{REGION, Served};
 use crate::model::{AccessKey, Quota};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 async fn served() -> (Served, AccessKey) {
     let served = Served::new().await;
@@ -225,6 +227,42 @@ async fn large_and_odd_requests_get_their_codes() {
     let (status, _, body) = served.send(request).await;
     assert_eq!(status, 405);
     assert!(body.contains("<Code>UnsupportedHTTPMethod</Code>"), "{body}");
+}
+
+#[tokio::test]
+async fn a_head_of_any_size_gets_an_answer_with_a_request_id() {
+    let (served, key) = served().await;
+    let long = "x".repeat(40_000);
+    let many: String = (0..200).map(|n| format!("X-{n}: {n}\r\n")).collect();
+    let large: String = (0..50).map(|n| format!("X-{n}: {}\r\n", &long[..8000])).collect();
+    for (target, fields, code) in [
+        (format!("/?Format=JSON&A={}", long.repeat(2)), "", "414 RequestURITooLong"),
+        (format!("/?Format=JSON&A={}", long.repeat(200)), "", "414 RequestURITooLong"),
+        ("/?Format=JSON".to_owned(), many.as_str(), "431 RequestHeaderTooLarge"),
+        ("http://x/?Format=JSON".to_owned(), &large, "431 RequestHeaderTooLarge"),
+        // What is within the bounds is believed or not by its signature.
+        (format!("/?Format=JSON&A={long}"), "", "400 MissingParameter"),
+    ] {
+        // A request that is good comes first: the connection stays, and the next head is a new one.
+        let good = served.sign(&key, "GET", "DescribeRegions", &[]);
+        let good = format!("GET /?{good} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let bad = format!("POST {target} HTTP/1.1\r\nHost: x\r\n{fields}Connection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        stream.write_all(good.as_bytes()).await.unwrap();
+        let mut first = Vec::new();
+        while !first.ends_with(b"\"}") {
+            assert_ne!(stream.read_buf(&mut first).await.unwrap(), 0);
+        }
+        assert!(first.starts_with(b"HTTP/1.1 200"));
+        stream.write_all(bad.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let reply: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(format!("{} {}", &head[9..12], reply["Code"].as_str().unwrap()), code);
+        assert!(!reply["RequestId"].as_str().unwrap().is_empty());
+        assert!(!reply["HostId"].as_str().unwrap().is_empty());
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! bounded time; it never stops others from being heard.
 
 use super::authority::hex;
+use super::head::{self, Excess, Guard, Phase};
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::Router;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -11,7 +12,7 @@ use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -21,6 +22,8 @@ use tokio_rustls::rustls::ServerConfig;
 const CONNECTIONS: usize = 4096;
 /// How long a handshake, or the head of a request, may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Bytes that are read of a request that was refused by its head.
+const DRAIN: u64 = 32 << 20;
 /// How long accepting rests when the process has no descriptors left.
 const REST: Duration = Duration::from_millis(100);
 
@@ -91,7 +94,10 @@ async fn talk(
     peer: Peer,
     router: Router,
 ) {
-    let router = router.layer(axum::Extension(peer));
+    let phase = Phase::default();
+    let (stream, mut excess) = Guard::new(stream, phase.clone());
+    let watch = move |request, next| phase.clone().watch(request, next);
+    let router = router.layer(axum::Extension(peer)).layer(axum::middleware::from_fn(watch));
     let service = TowerToHyperService::new(router);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -100,5 +106,22 @@ async fn talk(
         .with_upgrades();
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a connection broke");
+    }
+    if let Ok((stream, excess)) = excess.try_recv() {
+        refuse(stream, &excess).await;
+    }
+}
+
+/// Answers a head that hyper was not shown. What its sender still sends is read for a while, or it would see a reset
+/// connection and not the answer.
+async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin, excess: &Excess) {
+    let answered = async {
+        stream.write_all(&head::wire(excess.answer()).await).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream.take(DRAIN), &mut tokio::io::sink()).await
+    };
+    match tokio::time::timeout(PATIENCE, answered).await {
+        Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+        Ok(Ok(_)) | Err(_) => {}
     }
 }

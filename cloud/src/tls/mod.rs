@@ -5,8 +5,10 @@
 //! required: who needs to know the client looks at [`Peer`].
 
 mod authority;
+mod head;
 mod listen;
 
 pub use authority::{Authority, AuthorityError};
 pub(crate) use authority::{hex, keep};
+pub(crate) use head::fuzz as fuzz_head;
 pub use listen::{Peer, serve_http, serve_https};
