@@ -323,9 +323,16 @@ pub struct Inventory {
     /// This server's tunnel end point, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay: Option<std::net::SocketAddr>,
+    /// `x86_64` or `arm64`. Agents that do not tell are of the releases that ran on the former alone.
+    #[serde(default = "x86_64")]
+    pub architecture: String,
     /// What this server lacks, one sentence each with what to do: for example a writable cgroup v2.
     #[serde(default)]
     pub lacks: Vec<String>,
+}
+
+fn x86_64() -> String {
+    "x86_64".to_owned()
 }
 
 /// What kind of KVM a server has.
@@ -522,6 +529,16 @@ mod tests {
             let error = serde_json::from_str::<DesiredState>(&wrong).unwrap_err().to_string();
             assert!(error.contains("unknown field `colour`"), "{field}: {error}");
         }
+    }
+
+    #[test]
+    fn a_server_that_tells_no_architecture_is_x86_64() {
+        let inventory = Inventory { architecture: "arm64".to_owned(), ..Inventory::default() };
+        let mut told = serde_json::to_value(&inventory).unwrap();
+        assert_eq!(serde_json::from_value::<Inventory>(told.clone()).unwrap(), inventory);
+        told.as_object_mut().unwrap().remove("architecture");
+        let older: Inventory = serde_json::from_value(told).unwrap();
+        assert_eq!(older.architecture, "x86_64");
     }
 
     #[test]

@@ -262,8 +262,8 @@ fn image<'v>(view: &'v View, tenant: &Tenant, wanted: &NewInstances) -> Result<&
         return Err(invalid(format!("image {} is being made still", image.id)));
     }
     if image.architecture != wanted.architecture {
-        let (is, needs) = (&image.architecture, &wanted.architecture);
-        return Err(invalid(format!("image {} is for {is}, the type is {needs}", image.id)));
+        let (is, needs) = (image.architecture.clone(), wanted.architecture.clone());
+        return Err(Refusal::Architecture { image: image.id.clone(), is, needs });
     }
     if image.kernel.is_none() {
         return Err(invalid(format!("image {} has no kernel to be started with", image.id)));

@@ -150,6 +150,7 @@ impl SimulatedAgent {
                 disk: 1 << 40,
                 disk_free: 1 << 40,
                 underlay: Some(([10, 0, 0, 1], 4789).into()),
+                architecture: "x86_64".to_owned(),
                 lacks: Vec::new(),
             },
             applied: self.desired.as_ref().map_or(0, |desired| desired.revision),
@@ -792,6 +793,33 @@ fn a_start_that_is_cancelled_or_late_is_taken_back() {
             assert!(failure.message.contains("deadline"), "{failure:?}");
         }
     }
+}
+
+#[test]
+fn an_image_runs_on_servers_of_its_architecture_alone() {
+    let mut random = Seeded(17);
+    let (mut world, tenant, agents) = founded(1, &mut random);
+    let arm =
+        Image { id: format!("m-{}", "2".repeat(20)), architecture: "arm64".into(), ..image() };
+    let mut draft = Draft::default();
+    draft.create(&arm);
+    assert!(world.commit(draft));
+    let mut context = Context { now: world.now, ids: &mut random };
+    let mut request = wanted(&tenant, 1);
+    request.image = arm.id;
+    let refused = create(&world.view, &alive(&world.view), &request, &mut context).unwrap_err();
+    let refused = crate::ecs::refusal::Refusal::from(refused);
+    assert_eq!((refused.status, &*refused.code), (403, "ImageNotSupportInstanceType"));
+    // A type of the image's architecture, and no server that is.
+    request.architecture = "arm64".to_owned();
+    let refused = create(&world.view, &alive(&world.view), &request, &mut context).unwrap_err();
+    assert!(refused.to_string().contains("has another architecture"), "{refused}");
+    let mut report = agents[0].report();
+    report.inventory.architecture = "arm64".to_owned();
+    for draft in observe::observe(&world.view, &agents[0].server, &report, &mut context) {
+        assert!(world.commit(draft));
+    }
+    assert!(create(&world.view, &alive(&world.view), &request, &mut context).is_ok());
 }
 
 #[test]
