@@ -38,6 +38,7 @@ fn joined() -> View {
         schedulable: true,
         hardware: None,
         release: String::new(),
+        next_certificate_sha256: None,
     };
     let mut draft = crate::model::Draft::default();
     draft.create(&server);

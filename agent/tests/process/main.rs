@@ -7,5 +7,6 @@ mod crash;
 mod guest;
 mod jail;
 mod life;
+mod renewal;
 mod rig;
 mod seccomp;

@@ -7,6 +7,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `POST /agent/v1/join` | [`JoinRequest`] | [`JoinAnswer`]; the only one that needs no client certificate |
+//! | `POST /agent/v1/renew` | [`RenewRequest`] | [`RenewAnswer`] |
 //! | `GET /agent/v1/desired?after=REV&wait=SECONDS` | | [`DesiredState`], or 204 if the revision is still `REV` after so long |
 //! | `POST /agent/v1/report` | [`Report`] | `null` |
 //! | `GET /agent/v1/images/{id}` | | the bytes, with `content-length` and [`SHA256_HEADER`] |
@@ -35,12 +36,14 @@ mod client;
 #[cfg(feature = "agent-client")]
 mod tls;
 mod token;
+mod validity;
 
 #[cfg(feature = "agent-client")]
 pub use client::{AgentClient, AgentClientError, Credentials, ImageStream, connect_to_join};
 #[cfg(feature = "agent-client")]
 pub use tls::TlsError;
 pub use token::{JoinToken, TokenError};
+pub use validity::Validity;
 
 use crate::error::ApiError;
 use crate::network::SegmentConfig;
@@ -79,6 +82,27 @@ pub struct JoinAnswer {
     pub certificate_pem: String,
     /// The authority's certificate; its SHA-256 is that of the token.
     pub ca_pem: String,
+    /// When the agent's certificate is good; clouds that do not tell gave one without an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validity: Option<Validity>,
+}
+
+/// The server needs a new certificate. The present one is taken until the new one was shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RenewRequest {
+    /// As in [`JoinRequest`].
+    pub csr_pem: String,
+}
+
+/// The server's new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RenewAnswer {
+    /// The agent's certificate.
+    pub certificate_pem: String,
+    /// When it is good.
+    pub validity: Validity,
 }
 
 /// All that one server is to do.

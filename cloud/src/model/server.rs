@@ -45,6 +45,8 @@ record! {
         7 hardware: Option<Hardware> as Option<HardwareState> [message, optional];
         /// The release of its agent.
         8 release: String as String [string];
+        /// SHA-256 of the certificate that it was given last and has not shown yet: the other one is taken until then.
+        9 next_certificate_sha256: Option<String> as Option<String> [string, optional];
     }
 }
 
