@@ -398,6 +398,10 @@ pub struct ObservedInstance {
     /// How long each phase of its last start took, in order.
     #[serde(default)]
     pub phases: Vec<PhaseTime>,
+    /// When the steps of its last start were seen, in order, if this agent has seen them: `accepted`, `images`, `disks`,
+    /// `network`, `released`, `running`, `first-packet`.
+    #[serde(default)]
+    pub moments: Vec<Moment>,
     /// Breaks that it has felt and that no report has carried yet. A report that fails is sent again with them: who
     /// receives tells them apart by `sequence`.
     #[serde(default)]
@@ -492,6 +496,16 @@ pub struct PhaseTime {
     pub phase: String,
     /// Its length in milliseconds.
     pub milliseconds: u64,
+}
+
+/// When a step of a start was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Moment {
+    /// Which.
+    pub what: String,
+    /// In milliseconds since 1970, by the clock of whoever saw it.
+    pub at: u64,
 }
 
 /// One disturbance of an instance.

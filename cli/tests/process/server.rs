@@ -74,6 +74,7 @@ fn report(desired: Option<&DesiredState>, lazy: bool, boots: &mut BTreeMap<Strin
         ended: None,
         progress: None,
         phases: Vec::new(),
+        moments: Vec::new(),
         ledger: Vec::new(),
     };
     Report {

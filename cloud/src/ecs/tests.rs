@@ -72,6 +72,29 @@ async fn an_instance_lives_from_run_to_delete() {
 }
 
 #[tokio::test]
+async fn a_task_gets_on_and_never_back() {
+    let (served, key) = served().await;
+    let id = run(&served, &key, &[]).await.unwrap();
+    let tasks = served.call(&key, "DescribeTasks", &[("ResourceIds.1", &id)]).await.unwrap();
+    let task = tasks["TaskSet"]["Task"][0]["TaskId"].as_str().unwrap().to_owned();
+    let mut seen = Vec::new();
+    loop {
+        let told = served.call(&key, "DescribeTaskAttribute", &[("TaskId", &task)]).await.unwrap();
+        let percent = told["TaskProcess"].as_str().unwrap().strip_suffix('%').unwrap();
+        seen.push(percent.parse::<u8>().unwrap());
+        if told["TaskStatus"] == "Finished" {
+            break;
+        }
+        assert!(seen.len() < 50, "{seen:?}");
+        served.cloud.turn().await;
+    }
+    assert!(seen.is_sorted(), "{seen:?}");
+    assert_eq!((seen[0], seen.last()), (0, Some(&100)));
+    seen.dedup();
+    assert!(seen.len() >= 4 && !seen[..seen.len() - 1].contains(&100), "{seen:?}");
+}
+
+#[tokio::test]
 async fn what_is_there_is_described() {
     let (served, key) = served().await;
     let id = run(

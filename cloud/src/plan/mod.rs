@@ -16,6 +16,7 @@ pub mod desired;
 pub mod launch;
 pub mod observe;
 pub mod power;
+pub mod progress;
 pub mod reconcile;
 pub mod schedule;
 #[cfg(test)]

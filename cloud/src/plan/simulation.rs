@@ -80,15 +80,9 @@ impl SimulatedAgent {
         let Some(desired) = self.desired.clone() else { return };
         for wanted in &desired.instances {
             let fresh = || ObservedInstance {
-                id: wanted.id.clone(),
                 epoch: wanted.epoch,
                 boot: 0,
-                state: InstanceState::Stopped,
-                error: None,
-                ended: None,
-                progress: None,
-                phases: Vec::new(),
-                ledger: Vec::new(),
+                ..observed(&wanted.id, InstanceState::Stopped)
             };
             let instance = self.instances.entry(wanted.id.clone()).or_insert_with(fresh);
             if wanted.epoch < instance.epoch {
@@ -158,6 +152,22 @@ impl SimulatedAgent {
             instances: self.instances.values().map(with).collect(),
             cards: Vec::new(),
         }
+    }
+}
+
+/// An instance as such an agent sees it in its first start.
+pub(crate) fn observed(id: &str, state: InstanceState) -> ObservedInstance {
+    ObservedInstance {
+        id: id.to_owned(),
+        epoch: 1,
+        boot: 1,
+        state,
+        error: None,
+        ended: None,
+        progress: None,
+        phases: Vec::new(),
+        moments: Vec::new(),
+        ledger: Vec::new(),
     }
 }
 

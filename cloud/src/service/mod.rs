@@ -208,7 +208,10 @@ impl Control {
                 whole &= self.commit(draft).await?;
             }
             if whole {
-                self.live().hear(server, report);
+                let view = self.view();
+                let mut live = self.live();
+                live.hear(server, report);
+                live.forget(&view.active);
                 return Ok(());
             }
         }
