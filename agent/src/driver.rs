@@ -7,6 +7,7 @@
 //! Invariants: one action of an instance at a time; an event of a task that was given up, or of a VMM that is not the
 //! record's, changes nothing; nothing is stopped because the cloud is away.
 
+mod moments;
 mod report;
 mod vmm;
 
@@ -23,6 +24,7 @@ use crate::supervisor::Change;
 use bixi_api::agent::{DesiredState, Ending, LedgerEntry, ObservedCard, PhaseTime, Progress};
 use bixi_api::error::ApiError;
 use bixi_offload::failpoint;
+use moments::Moments;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -43,6 +45,8 @@ enum Told {
     Exited { id: String, run: Run, event: Event },
     /// A VMM's guest runs.
     Up { id: String, run: Run },
+    /// It has sent its first packet.
+    Spoke { id: String, run: Run },
     /// The card was told the segments, or was not.
     Segments(bool),
 }
@@ -61,6 +65,9 @@ struct Held {
     released: Option<Instant>,
     /// Ledger entries in the report that is on its way.
     in_report: (u64, u64),
+    moments: Moments,
+    /// Waits for the guest's first packet.
+    listening: Option<JoinHandle<()>>,
 }
 
 /// A card process, as it is known.
@@ -187,6 +194,8 @@ impl Driver {
             exit: None,
             released: None,
             in_report: (0, 0),
+            moments: Moments::default(),
+            listening: None,
         };
         self.instances.insert(id, held);
     }
@@ -320,6 +329,7 @@ impl Driver {
                 let Some(held) = self.instances.get_mut(&id) else { return };
                 if held.machine.record.run.as_ref() == Some(&run) {
                     held.vmm = None;
+                    held.listening.take().inspect(JoinHandle::abort);
                     tracing::info!(instance = id, pid = run.pid, ?event, "a VMM has ended");
                     // What is under way is short, and its outcome comes first.
                     match &held.task {
@@ -336,8 +346,16 @@ impl Driver {
                         let milliseconds = millis(released.elapsed());
                         let phase = "vmm".to_owned();
                         held.machine.apply(Event::Phase(PhaseTime { phase, milliseconds }), now);
+                        self.listen(&id, run.clone());
                     }
                     tracing::info!(instance = id, pid = run.pid, "an instance runs");
+                }
+            }
+            Told::Spoke { id, run } => {
+                let Some(held) = self.instances.get_mut(&id) else { return };
+                if held.machine.record.run.as_ref() == Some(&run) {
+                    held.moments.look(held.machine.phase());
+                    held.moments.spoke();
                 }
             }
             Told::Segments(done) => {
@@ -385,16 +403,30 @@ impl Driver {
         vmm::follow(&self.executor, id, run, vmm, self.told.clone());
     }
 
+    /// Waits for the first packet of a guest that has begun, for as long as its VMM is there.
+    fn listen(&mut self, id: &str, run: Run) {
+        let Some(held) = self.instances.get_mut(id) else { return };
+        let Some(desired) = held.machine.record.definition.clone() else { return };
+        let (executor, told, name) = (Arc::clone(&self.executor), self.told.clone(), id.to_owned());
+        held.listening = Some(tokio::spawn(async move {
+            if moments::first_packet(&executor, &desired).await {
+                let _ = told.send(Told::Spoke { id: name, run });
+            }
+        }));
+    }
+
     fn plan_all(&mut self) {
         let now = self.now();
         let ids: Vec<_> = self.instances.keys().cloned().collect();
         for id in ids {
+            self.look(&id);
             // Without a wait for anything, an instance may have several things to do.
             while let Some(action) =
                 self.instances.get_mut(&id).and_then(|held| held.machine.plan(now))
             {
                 self.begin(&id, action);
             }
+            self.look(&id);
         }
         let due = self.segments_due.is_some_and(|at| at <= Instant::now());
         let up = self.cards.get("network").is_some_and(|card| card.observed.pid.is_some());
@@ -410,6 +442,12 @@ impl Driver {
                 }
                 let _ = told.send(Told::Segments(synced.is_ok()));
             });
+        }
+    }
+
+    fn look(&mut self, id: &str) {
+        if let Some(held) = self.instances.get_mut(id) {
+            held.moments.look(held.machine.phase());
         }
     }
 

@@ -1,7 +1,9 @@
-//! Who this server is: made once by `join`, read at every start.
+//! Who this server is: made once by `join`, read at every start, its certificate renewed by `renewal`.
 
 use crate::durable;
-use bixi_api::agent::{AgentClient, AgentClientError, Credentials, JoinToken, connect_to_join};
+use bixi_api::agent::{
+    AgentClient, AgentClientError, Credentials, JoinToken, Validity, connect_to_join,
+};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,9 @@ pub struct Identity {
     certificate_pem: String,
     key_pem: String,
     ca_pem: String,
+    /// When the certificate is good; it has no end unless told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validity: Option<Validity>,
 }
 
 impl std::fmt::Debug for Identity {
@@ -52,6 +57,9 @@ pub enum IdentityError {
     /// The cloud did not let it join.
     #[error("the cloud does not let this server join")]
     Cloud(#[from] AgentClientError),
+    /// The cloud does not give a new certificate.
+    #[error("the cloud gives no new certificate")]
+    Renewal(#[source] AgentClientError),
     /// No key can be made.
     #[error("cannot make a key")]
     Key(#[from] rcgen::Error),
@@ -93,19 +101,44 @@ impl Identity {
         // Tried before the token is used up: it is good once.
         durable::write(&path.with_extension("try"), b"").map_err(file)?;
         durable::remove(&path.with_extension("try")).map_err(file)?;
-        let key = rcgen::KeyPair::generate()?;
-        let request = rcgen::CertificateParams::new(Vec::new())?.serialize_request(&key)?.pem()?;
+        let (request, key_pem) = new_key()?;
         let answer = connect_to_join(token, name, &request).await?;
         let identity = Self {
             server: answer.server_id,
             cloud: token.cloud.clone(),
             certificate_pem: answer.certificate_pem,
-            key_pem: key.serialize_pem(),
+            key_pem,
             ca_pem: answer.ca_pem,
+            validity: answer.validity,
         };
-        let text = serde_json::to_vec_pretty(&identity).map_err(|e| file(e.into()))?;
-        durable::write(path, &text).map_err(file)?;
+        identity.write(path)?;
         Ok(identity)
+    }
+
+    /// The same server with a new key and certificate: kept at `path`, then shown by all copies of `client`.
+    ///
+    /// # Errors
+    /// The cloud gives none, or it cannot be kept: the old one is used on.
+    pub async fn renew(&self, path: &Path, client: &AgentClient) -> Result<Self, IdentityError> {
+        let (request, key_pem) = new_key()?;
+        let answer = client.renew(&request).await.map_err(IdentityError::Renewal)?;
+        let next = Self {
+            certificate_pem: answer.certificate_pem,
+            key_pem,
+            validity: Some(answer.validity),
+            ..self.clone()
+        };
+        // One that cannot be used is not kept.
+        next.client().map_err(IdentityError::Renewal)?;
+        next.write(path)?;
+        client.show(&next.credentials()).map_err(IdentityError::Renewal)?;
+        Ok(next)
+    }
+
+    fn write(&self, path: &Path) -> Result<(), IdentityError> {
+        let file = |source| IdentityError::File { path: path.to_owned(), source };
+        let text = serde_json::to_vec_pretty(self).map_err(|e| file(e.into()))?;
+        durable::write(path, &text).map_err(file)
     }
 
     /// A client that speaks for this server.
@@ -113,11 +146,21 @@ impl Identity {
     /// # Errors
     /// The certificate cannot be used.
     pub fn client(&self) -> Result<AgentClient, AgentClientError> {
-        let credentials = Credentials {
+        AgentClient::new(&self.cloud, &self.credentials())
+    }
+
+    fn credentials(&self) -> Credentials {
+        Credentials {
             certificate_pem: self.certificate_pem.clone(),
             key_pem: self.key_pem.clone(),
             ca_pem: self.ca_pem.clone(),
-        };
-        AgentClient::new(&self.cloud, &credentials)
+        }
     }
+}
+
+/// A new key in PEM, behind the request for its certificate.
+fn new_key() -> Result<(String, String), rcgen::Error> {
+    let key = rcgen::KeyPair::generate()?;
+    let request = rcgen::CertificateParams::new(Vec::new())?.serialize_request(&key)?.pem()?;
+    Ok((request, key.serialize_pem()))
 }

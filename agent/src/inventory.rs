@@ -33,7 +33,16 @@ pub fn look(places: &Places, fixed: &Fixed) -> Inventory {
         disk,
         disk_free,
         underlay: fixed.underlay,
+        architecture: architecture(&rustix::system::uname().machine().to_string_lossy()),
         lacks: fixed.lacks.clone(),
+    }
+}
+
+/// What `uname -m` says, as images and types write it.
+fn architecture(machine: &str) -> String {
+    match machine {
+        "aarch64" => "arm64".to_owned(),
+        other => other.to_owned(),
     }
 }
 
@@ -87,5 +96,9 @@ mod tests {
         let cpuinfo = "model name\t: A CPU\nflags\t\t: fpu svm\n";
         assert_eq!(field(cpuinfo, "model name"), Some("A CPU"));
         assert_ne!(kvm(cpuinfo), KvmKind::Vmx);
+        assert_eq!(
+            (architecture("aarch64"), architecture("x86_64")),
+            ("arm64".into(), "x86_64".into())
+        );
     }
 }

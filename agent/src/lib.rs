@@ -25,5 +25,6 @@ pub mod places;
 pub mod points;
 pub mod process;
 pub mod record;
+pub mod renewal;
 pub mod serve;
 pub mod supervisor;

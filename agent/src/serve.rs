@@ -10,6 +10,7 @@ use crate::jail::cgroup::Groups;
 use crate::places::Places;
 use crate::process::boot_id;
 use crate::record::{RecordError, Records};
+use crate::renewal;
 use crate::supervisor::{self, Card};
 use bixi_api::agent::AgentClientError;
 use rustix::fs::{FlockOperation, flock};
@@ -102,11 +103,13 @@ async fn run(settings: &Settings) -> Result<(), ServeError> {
             (None, vec![lack])
         }
     };
+    let client = identity.client()?;
+    tokio::spawn(renewal::keep(places.identity(), identity.clone(), client.clone()));
     let (progress, going) = mpsc::unbounded_channel();
     let executor = Arc::new(Executor::new(
         places.clone(),
         Records::open(&places.records())?,
-        identity.client()?,
+        client,
         groups,
         settings.first_user,
         boot_id.clone(),

@@ -6,7 +6,7 @@
 //! | [`rounds`] | runs ours and the peers in turns, throws disturbed runs away |
 //! | [`setup`] | cores, huge pages, packages, processes: taken and given back |
 //! | [`load`] | what a load generator needs: a clock, a histogram |
-//! | [`first_light`], [`disk`], [`network`], [`control`] | the benchmarks |
+//! | [`first_light`], [`delivery`], [`disk`], [`network`], [`control`] | the benchmarks |
 //!
 //! Invariants: a benchmark leaves nothing behind, whatever way it ends (a process, a socket, a huge page); it talks to
 //! nobody beyond the loopback interface; a peer that cannot run is named with the reason, never left out.
@@ -15,6 +15,7 @@
 #![allow(clippy::print_stdout)]
 
 pub mod control;
+pub mod delivery;
 pub mod disk;
 pub mod error;
 pub mod first_light;
@@ -47,7 +48,7 @@ impl Effort {
 }
 
 /// The benchmarks there are.
-pub const NAMES: &[&str] = &["first-light", "disk", "network", "control"];
+pub const NAMES: &[&str] = &["first-light", "delivery", "disk", "network", "control"];
 
 /// Runs the benchmark `name`.
 ///
@@ -56,6 +57,7 @@ pub const NAMES: &[&str] = &["first-light", "disk", "network", "control"];
 pub fn run(name: &str, effort: Effort) -> Result<Report, BenchError> {
     let rows = match name {
         "first-light" => first_light::run(effort)?,
+        "delivery" => delivery::run(effort)?,
         "disk" => disk::run(effort)?,
         "network" => network::run(effort)?,
         "control" => control::run(effort)?,

@@ -71,6 +71,8 @@ impl Shown for ServerDescription {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         let mut details = Vec::new();
+        let architecture = self.inventory.as_ref().map(|inventory| &inventory.architecture);
+        details.extend(architecture.map(|name| ("ARCHITECTURE", name.clone())));
         details.extend(self.heard.map(|heard| ("HEARD", format!("{heard} ms ago"))));
         details.extend(self.refused.clone().map(|why| ("REFUSES", why)));
         details

@@ -107,10 +107,13 @@ async fn wait(ecs: &EcsClient, mut ids: Vec<String>, timeout: Duration) -> Resul
     let (mut progress, begun) = (Progress::new(), Instant::now());
     let (mut pause, mut failed, all) = (OFTEN, None, ids.len());
     while !ids.is_empty() {
-        let mut left = Vec::new();
+        let (mut left, mut percents) = (Vec::new(), (all - ids.len()) * 100);
         for id in ids {
             let task = attribute(ecs, &id).await?;
-            progress.say(&under_way(&task, left.len(), all));
+            percents += percent(&task);
+            if all == 1 {
+                progress.say(&under_way(&task));
+            }
             match task.has_ended() {
                 false => left.push(id),
                 true if task.task_status == "Finished" => {}
@@ -118,6 +121,13 @@ async fn wait(ecs: &EcsClient, mut ids: Vec<String>, timeout: Duration) -> Resul
             }
         }
         ids = left;
+        if all > 1 {
+            progress.say(&format!(
+                "{} of {all} tasks have ended: {}%",
+                all - ids.len(),
+                percents / all
+            ));
+        }
         if let (Some(id), true) = (ids.first(), begun.elapsed() >= timeout) {
             return Err(Failure::Timeout(format!(
                 "task {id} has not ended within {} s and goes on: `bixi task wait {id}`",
@@ -133,10 +143,15 @@ async fn wait(ecs: &EcsClient, mut ids: Vec<String>, timeout: Duration) -> Resul
     failed.map_or(Ok(()), |task| Err(Failure::Failed(why(&task))))
 }
 
-fn under_way(task: &TaskAttribute, before: usize, all: usize) -> String {
+fn under_way(task: &TaskAttribute) -> String {
     let (action, id, status) = (&task.task_action, &task.task_id, &task.task_status);
-    let many = if all > 1 { format!("[{}/{all}] ", before + 1) } else { String::new() };
-    format!("{many}{action} {id}: {status} {}", task.task_process)
+    format!("{action} {id}: {status} {}", task.task_process)
+}
+
+/// How far a task is; one of which nothing can be read has not begun.
+fn percent(task: &TaskAttribute) -> usize {
+    let told = task.task_process.trim_end_matches('%').parse::<usize>();
+    told.unwrap_or(0).min(100)
 }
 
 fn why(task: &TaskAttribute) -> String {
@@ -234,5 +249,9 @@ mod tests {
             ..Default::default()
         });
         assert_eq!(why(&task), "StartInstance: task t-1 has failed: no memory");
+        for (told, is) in [("", 0), ("37%", 37), ("100%", 100), ("1000%", 100), ("x", 0)] {
+            task.task_process = told.to_owned();
+            assert_eq!(percent(&task), is);
+        }
     }
 }

@@ -1,14 +1,15 @@
 //! The agents' interface: see `bixi_api::agent` for what is said. Who speaks is known by the certificate.
 //!
-//! Invariants: a certificate belongs to one server for ever, and to none once the server was removed. An agent sees and
+//! Invariants: a certificate belongs to one server, and to none once the server was removed or has shown its next one. An agent sees and
 //! changes what belongs to its server: its desired state, its reports, the images it needs, the consoles it was asked
 //! for. Joining needs no certificate but a token, which is good once.
 
 use crate::images::Images;
+use crate::model::View;
 use crate::plan::tenancy;
 use crate::refusal::Refusal;
-use crate::service::Control;
-use crate::tls::{Authority, Peer, hex};
+use crate::service::{Control, now};
+use crate::tls::{Authority, Peer, Signed, hex};
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Extension, FromRequestParts, Path, Query, Request, State};
@@ -18,7 +19,9 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use bixi_api::agent::{JoinAnswer, JoinRequest, Report, STREAM_PROTOCOL, WAIT_LIMIT};
+use bixi_api::agent::{
+    JoinAnswer, JoinRequest, RenewAnswer, RenewRequest, Report, STREAM_PROTOCOL, WAIT_LIMIT,
+};
 use hyper::upgrade::OnUpgrade;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +48,7 @@ impl Agents {
     pub fn router(self) -> Router {
         Router::new()
             .route("/agent/v1/join", post(join))
+            .route("/agent/v1/renew", post(renew))
             .route("/agent/v1/desired", get(desired))
             .route("/agent/v1/report", post(report))
             .route("/agent/v1/images/{id}", get(image))
@@ -74,14 +78,32 @@ impl FromRequestParts<Agents> for Server {
         let peer = parts.extensions.get::<Peer>();
         let shown = peer.and_then(|peer| peer.certificate_sha256.as_deref());
         let unknown = |message| {
-            let hint = "Join the cloud again with `bixi server join TOKEN`.";
+            let hint = "Join the cloud again with `bixi-agent join TOKEN`.";
             Refusal::new(StatusCode::UNAUTHORIZED, "UnknownServer", message, hint)
         };
+        if peer.and_then(|peer| peer.certificate_ends).is_some_and(|ends| now() >= ends) {
+            let message = "The agent's certificate has ended.";
+            let hint = "Make a token by `bixi server token`, remove the agent's identity from its state and join \
+                        again by `bixi-agent join TOKEN`.";
+            return Err(Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                "CertificateExpired",
+                message,
+                hint,
+            ));
+        }
         let shown = shown.ok_or_else(|| unknown("The agent has shown no certificate."))?;
-        let view = agents.control.view();
-        let found = view.servers.iter().find(|server| server.certificate_sha256 == shown);
-        let id = found.map(|server| server.id.clone());
-        id.map(Self).ok_or_else(|| unknown("The certificate is of no server of this cloud."))
+        let found = agents.control.view().servers.iter().find_map(|server| {
+            let new = server.next_certificate_sha256.as_deref() == Some(shown);
+            (new || server.certificate_sha256 == shown).then(|| (server.id.clone(), new))
+        });
+        let (id, new) =
+            found.ok_or_else(|| unknown("The certificate is of no server of this cloud."))?;
+        if new {
+            let plan = |view: &View| Ok((tenancy::has_shown(view, &id, shown)?, ()));
+            agents.control.change(|view, _, _| plan(view)).await.map_err(Refusal::from)?;
+        }
+        Ok(Self(id))
     }
 }
 
@@ -98,21 +120,39 @@ async fn join(
         return Err(Refusal::new(StatusCode::UNAUTHORIZED, "BadToken", message, hint));
     }
     let server = crate::model::ids::Source::id(&mut crate::model::ids::Kernel, "s");
-    let (certificate_pem, sum) = agents
-        .authority
-        .sign(&request.csr_pem, &server)
-        .map_err(|error| Refusal::invalid(format!("The certificate request: {error}.")))?;
+    let signed = sign(&agents, &request.csr_pem, &server)?;
     agents
         .control
         .change(|view, _, context| {
-            let draft = tenancy::join(view, &secret, &server, &request.name, sum.clone(), context)?;
+            let sum = signed.sha256.clone();
+            let draft = tenancy::join(view, &secret, &server, &request.name, sum, context)?;
             Ok((draft, ()))
         })
         .await
         .map_err(Refusal::from)?;
     tracing::info!(server, name = request.name, "a server joined");
     let ca_pem = agents.authority.pem().to_owned();
-    Ok(Json(JoinAnswer { server_id: server, certificate_pem, ca_pem }))
+    let validity = Some(signed.validity);
+    Ok(Json(JoinAnswer { server_id: server, certificate_pem: signed.pem, ca_pem, validity }))
+}
+
+fn sign(agents: &Agents, csr_pem: &str, server: &str) -> Result<Signed, Refusal> {
+    let signed = agents.authority.sign(csr_pem, server);
+    signed.map_err(|error| Refusal::invalid(format!("The certificate request: {error}.")))
+}
+
+async fn renew(
+    State(agents): State<Agents>,
+    Server(server): Server,
+    request: Result<Json<RenewRequest>, JsonRejection>,
+) -> Result<Json<RenewAnswer>, Refusal> {
+    let Json(request) = request?;
+    let Signed { pem: certificate_pem, sha256, validity } =
+        sign(&agents, &request.csr_pem, &server)?;
+    let plan = |view: &View| Ok((tenancy::renew(view, &server, sha256.clone())?, ()));
+    agents.control.change(|view, _, _| plan(view)).await.map_err(Refusal::from)?;
+    tracing::info!(server, "a server was given a new certificate");
+    Ok(Json(RenewAnswer { certificate_pem, validity }))
 }
 
 #[derive(Debug, serde::Deserialize)]

@@ -4,6 +4,7 @@
 
 use crate::serve::{Settings, serve};
 use crate::service::Place;
+use crate::tls::Lives;
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -65,6 +66,7 @@ pub fn main() -> ExitCode {
         listen_http: arguments.listen_http,
         names: arguments.name,
         place: Place { region: arguments.region, zone: arguments.zone },
+        lives: Lives::default(),
     };
     match serve(&settings) {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,9 +36,9 @@ fn joined() -> View {
         certificate_sha256: String::new(),
         joined: 1,
         schedulable: true,
-        generation: 1,
         hardware: None,
         release: String::new(),
+        next_certificate_sha256: None,
     };
     let mut draft = crate::model::Draft::default();
     draft.create(&server);
@@ -54,6 +54,11 @@ fn joined() -> View {
 /// The request for a server's certificate.
 pub fn certificate_request(data: &[u8]) {
     let _ = rcgen::CertificateSigningRequestParams::from_der(&data.into());
+}
+
+/// A request's head: it passes or is answered.
+pub fn head(data: &[u8]) {
+    crate::tls::fuzz_head(data);
 }
 
 #[cfg(test)]
@@ -79,6 +84,7 @@ mod tests {
                 (stored.as_slice(), record as fn(&[u8])),
                 (&report, agent),
                 (request.der(), certificate_request),
+                (b"GET /?Format=JSON&a=%20 HTTP/1.1\r\nHost: x\r\n\r\n", head),
             ] {
                 let mut bad = good.to_vec();
                 for _ in 0..=byte() % 4 {

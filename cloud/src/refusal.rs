@@ -54,6 +54,7 @@ impl From<Planned> for Refusal {
             Planned::Busy { .. } => (StatusCode::CONFLICT, "Busy"),
             Planned::Quota { .. } => (StatusCode::FORBIDDEN, "QuotaExceeded"),
             Planned::NoStock(_) => (StatusCode::CONFLICT, "NoServer"),
+            Planned::Architecture { .. } => (StatusCode::CONFLICT, "WrongArchitecture"),
             Planned::Invalid { .. } => (StatusCode::BAD_REQUEST, "InvalidRequest"),
             Planned::Address(_) => (StatusCode::CONFLICT, "AddressInUse"),
             Planned::Protected(_) => (StatusCode::FORBIDDEN, "Protected"),

@@ -15,15 +15,18 @@ use crate::ecs::service::Api;
 use crate::images::Images;
 use crate::model::ids::{Kernel, Source};
 use crate::operator::Operator;
+use crate::plan::tenancy;
 use crate::refusal::Refusal;
-use crate::service::{Control, ControlError, Place};
+use crate::service::{Control, ControlError, Place, now};
 use crate::store::{EmbeddedStore, StoreError};
-use crate::tls::{Authority, AuthorityError, keep, serve_http, serve_https};
+use crate::tls::{Authority, AuthorityError, Lives, Shown, keep, serve_http, serve_https};
 use axum::Router;
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -40,6 +43,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// Where this cloud is, as tenants see it.
     pub place: Place,
+    /// How long certificates are good.
+    pub lives: Lives,
 }
 
 /// Why the process cannot start or go on.
@@ -112,6 +117,9 @@ pub fn serve(settings: &Settings) -> Result<(), ServeError> {
     ended
 }
 
+/// In milliseconds.
+const YEAR: u64 = 365 * 24 * 3_600_000;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const TOKEN: &str = "operator.token";
 
 /// A cloud that is ready to be run.
@@ -130,7 +138,7 @@ pub struct Cloud {
     listener: TcpListener,
     http: Option<TcpListener>,
     tenants: Router,
-    tls: Arc<tokio_rustls::rustls::ServerConfig>,
+    shown: Arc<Shown>,
     router: Router,
 }
 
@@ -148,7 +156,7 @@ impl Cloud {
         std::fs::create_dir_all(state).map_err(fail(state))?;
         // The store first: it also says that no other process is this cloud.
         let store = Arc::new(EmbeddedStore::open(&state.join("cloud.redb"))?);
-        let authority = Arc::new(Authority::open(&state.join("ca"))?);
+        let authority = Arc::new(Authority::open(&state.join("ca"), settings.lives)?);
         let token_path = state.join(TOKEN);
         let token: Arc<str> = token(&token_path).map_err(fail(&token_path))?.into();
         let folder = state.join("images");
@@ -164,7 +172,7 @@ impl Cloud {
         let mut names = settings.names.clone();
         names.extend(host.clone());
         names.push(address.ip().to_string());
-        let tls = authority.server(&names)?;
+        let shown = Shown::new(authority.clone(), names)?;
         let host = host.filter(|_| address.ip().is_unspecified());
         let outside = settings.names.first().or(host.as_ref());
         let outside = outside.map(|name| match name.parse() {
@@ -195,7 +203,7 @@ impl Cloud {
             listener,
             http,
             tenants,
-            tls,
+            shown,
             router,
         })
     }
@@ -212,11 +220,30 @@ impl Cloud {
                 None => std::future::pending().await,
             }
         };
+        let tls = self.shown.config()?;
         tokio::select! {
             ended = self.control.run() => Ok(ended?),
             () = http => Ok(()),
-            () = serve_https(self.listener, self.tls, self.router) => Ok(()),
+            () = serve_https(self.listener, tls, self.router) => Ok(()),
+            () = self.shown.keep() => Ok(()),
+            () = warn(&self.control, self.authority.ends()) => Ok(()),
         }
+    }
+}
+
+/// Tells the operator in the authority's last year, now and then, that it ends.
+async fn warn(control: &Control, ends: u64) {
+    loop {
+        if now() >= ends.saturating_sub(YEAR) {
+            let told = control.change(|view, _, context| {
+                Ok::<_, Infallible>((tenancy::authority_ends(view, ends, context), ()))
+            });
+            if let Err(error) = told.await {
+                tracing::error!(%error, "an event was not kept");
+            }
+            tracing::warn!("{}", tenancy::authority_end(ends));
+        }
+        tokio::time::sleep(DAY).await;
     }
 }
 

@@ -56,6 +56,7 @@ impl Driver {
                 ended: record.ended.clone(),
                 progress: held.progress.clone(),
                 phases: record.phases.clone(),
+                moments: held.moments.seen().to_vec(),
                 ledger: record.ledger.clone(),
             }
         });
@@ -68,6 +69,7 @@ impl Driver {
             ended: None,
             progress: None,
             phases: Vec::new(),
+            moments: Vec::new(),
             ledger: Vec::new(),
         });
         known.chain(damaged).collect()

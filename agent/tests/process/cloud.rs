@@ -2,8 +2,8 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bixi_api::agent::{
-    CLOUD_NAME, DesiredState, ImageFile, JoinAnswer, JoinRequest, JoinToken, Report, SHA256_HEADER,
-    STREAM_PROTOCOL,
+    CLOUD_NAME, DesiredState, ImageFile, JoinAnswer, JoinRequest, JoinToken, RenewAnswer,
+    RenewRequest, Report, SHA256_HEADER, STREAM_PROTOCOL, Validity,
 };
 use bixi_api::error::{ApiError, ErrorBody};
 use http_body_util::{BodyExt, Full};
@@ -16,7 +16,7 @@ use rcgen::{
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -41,6 +41,10 @@ struct Shared {
     typed: Mutex<Vec<u8>>,
     ca: CertifiedIssuer<'static, KeyPair>,
     joined: Mutex<bool>,
+    /// How long the agent's certificates are good, if not for ever.
+    life: Mutex<Option<Duration>>,
+    /// The certificates that came with reports, in the order in which they were first seen.
+    shown: Mutex<Vec<Vec<u8>>>,
 }
 
 /// The cloud; it goes away when it is dropped.
@@ -64,6 +68,8 @@ impl Cloud {
             typed: Mutex::default(),
             ca,
             joined: Mutex::new(false),
+            life: Mutex::default(),
+            shown: Mutex::default(),
         });
         let mut cloud = Self { shared, runtime: None, address: "127.0.0.1:0".parse().unwrap() };
         cloud.come_back();
@@ -121,6 +127,16 @@ impl Cloud {
     /// What the agent reported last.
     pub fn report(&self) -> Option<Report> {
         self.shared.report.lock().unwrap().clone()
+    }
+
+    /// Gives certificates that are good for so long from now on.
+    pub fn sign_for(&self, life: Duration) {
+        *self.shared.life.lock().unwrap() = Some(life);
+    }
+
+    /// With how many certificates the agent has reported.
+    pub fn certificates(&self) -> usize {
+        self.shared.shown.lock().unwrap().len()
     }
 
     /// Forgets it, so that the next one is new.
@@ -186,9 +202,10 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, shared: Arc<Shared
         let (acceptor, shared) = (acceptor.clone(), Arc::clone(&shared));
         tokio::spawn(async move {
             let Ok(stream) = acceptor.accept(tcp).await else { return };
-            let known = stream.get_ref().1.peer_certificates().is_some();
+            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let known = shown.map(|certificate| certificate.to_vec());
             let service = hyper::service::service_fn(move |request| {
-                let shared = Arc::clone(&shared);
+                let (shared, known) = (Arc::clone(&shared), known.clone());
                 async move { Ok::<_, std::convert::Infallible>(answer(&shared, known, request).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
@@ -210,16 +227,18 @@ fn refuse(status: StatusCode, code: &str) -> Answer {
     json(status, &ErrorBody { error: ApiError::new(code, "it is refused.", "") })
 }
 
-async fn answer(shared: &Arc<Shared>, known: bool, request: Request<Incoming>) -> Answer {
+async fn answer(
+    shared: &Arc<Shared>,
+    known: Option<Vec<u8>>,
+    request: Request<Incoming>,
+) -> Answer {
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
     if path == "/agent/v1/join" {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         return join(shared, &serde_json::from_slice(&body).unwrap());
     }
-    if !known {
-        return refuse(StatusCode::UNAUTHORIZED, "NoCertificate");
-    }
+    let Some(known) = known else { return refuse(StatusCode::UNAUTHORIZED, "NoCertificate") };
     if let Some(id) = path.strip_prefix("/agent/v1/images/") {
         return match shared.images.lock().unwrap().get(id) {
             None => refuse(StatusCode::NOT_FOUND, "NoSuchImage"),
@@ -240,7 +259,14 @@ async fn answer(shared: &Arc<Shared>, known: bool, request: Request<Incoming>) -
     }
     match path.as_str() {
         "/agent/v1/desired" => desired(shared, &query).await,
+        "/agent/v1/renew" => {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let request: RenewRequest = serde_json::from_slice(&body).unwrap();
+            let (certificate_pem, validity) = sign(shared, &request.csr_pem);
+            json(StatusCode::OK, &RenewAnswer { certificate_pem, validity: validity.unwrap() })
+        }
         "/agent/v1/report" => {
+            see(&shared.shown, known);
             let body = request.into_body().collect().await.unwrap().to_bytes();
             *shared.report.lock().unwrap() = Some(serde_json::from_slice(&body).unwrap());
             json(StatusCode::OK, &())
@@ -255,17 +281,35 @@ fn join(shared: &Shared, request: &JoinRequest) -> Answer {
         return refuse(StatusCode::FORBIDDEN, "BadToken");
     }
     *joined = true;
-    let csr = CertificateSigningRequestParams::from_pem(&request.csr_pem).unwrap();
+    let (certificate_pem, validity) = sign(shared, &request.csr_pem);
+    let answer = JoinAnswer {
+        server_id: SERVER.to_owned(),
+        certificate_pem,
+        ca_pem: shared.ca.pem(),
+        validity,
+    };
+    json(StatusCode::OK, &answer)
+}
+
+fn see(shown: &Mutex<Vec<Vec<u8>>>, certificate: Vec<u8>) {
+    let mut shown = shown.lock().unwrap();
+    if !shown.contains(&certificate) {
+        shown.push(certificate);
+    }
+}
+
+fn sign(shared: &Shared, csr_pem: &str) -> (String, Option<Validity>) {
+    let csr = CertificateSigningRequestParams::from_pem(csr_pem).unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.distinguished_name.push(DnType::CommonName, SERVER);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let certificate = params.signed_by(&csr.public_key, &shared.ca).unwrap();
-    let answer = JoinAnswer {
-        server_id: SERVER.to_owned(),
-        certificate_pem: certificate.pem(),
-        ca_pem: shared.ca.pem(),
-    };
-    json(StatusCode::OK, &answer)
+    let validity = shared.life.lock().unwrap().map(|life| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + life;
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap();
+        Validity { from: millis(now), until: millis(now + life) }
+    });
+    (params.signed_by(&csr.public_key, &shared.ca).unwrap().pem(), validity)
 }
 
 async fn desired(shared: &Shared, query: &str) -> Answer {

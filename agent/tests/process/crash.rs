@@ -49,37 +49,49 @@ fn reach(rig: &mut Rig, wanted: &DesiredInstance, state: InstanceState, died: &m
     }
 }
 
-fn every_pass_of(point: &str, at_least: u32) {
+/// Every point at which the agent can die, and how often a life passes it at least.
+const POINTS: [(&str, u32); 7] = [
+    ("agent.before-action", 9),
+    ("agent.after-action", 8),
+    ("agent.before-card", 10),
+    ("agent.after-spawn", 1),
+    ("agent.before-permission", 1),
+    ("agent.after-permission", 1),
+    ("agent.before-stop", 1),
+];
+
+fn every_pass_of(points: &[(&str, u32)]) {
     if crate::rig::programs().is_none() {
         return;
     }
-    let passes = (1..).take_while(|count| life(point, *count)).count() as u32;
-    assert!(passes >= at_least, "{point} was passed {passes} times");
+    for (point, at_least) in points {
+        let passes = (1..).take_while(|count| life(point, *count)).count() as u32;
+        assert!(passes >= *at_least, "{point} was passed {passes} times");
+    }
+}
+
+#[test]
+fn no_point_is_left_out() {
+    let all: Vec<&str> = bixi_agent::points::ALL.iter().map(|point| point.name()).collect();
+    assert_eq!(all, POINTS.map(|(point, _)| point));
 }
 
 #[test]
 fn before_every_action() {
-    every_pass_of("agent.before-action", 9);
+    every_pass_of(&POINTS[..1]);
 }
 
 #[test]
 fn after_every_action() {
-    every_pass_of("agent.after-action", 8);
+    every_pass_of(&POINTS[1..2]);
 }
 
 #[test]
 fn before_every_request_to_a_card() {
-    every_pass_of("agent.before-card", 10);
+    every_pass_of(&POINTS[2..3]);
 }
 
 #[test]
 fn within_a_start_and_before_a_stop() {
-    for point in [
-        "agent.after-spawn",
-        "agent.before-permission",
-        "agent.after-permission",
-        "agent.before-stop",
-    ] {
-        every_pass_of(point, 1);
-    }
+    every_pass_of(&POINTS[3..]);
 }

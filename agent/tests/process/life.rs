@@ -14,6 +14,8 @@ fn an_instance_runs_speaks_stops_starts_and_goes() {
     assert_eq!((running.epoch, running.boot, running.error), (1, 1, None));
     let phases: Vec<_> = running.phases.iter().map(|time| time.phase.as_str()).collect();
     assert_eq!(phases, ["images", "disks", "network", "vmm"]);
+    let seen: Vec<_> = running.moments.iter().map(|moment| moment.what.as_str()).collect();
+    assert_eq!(seen, ["accepted", "images", "disks", "network", "released", "running"]);
     let report = rig.cloud.report().unwrap();
     assert!(report.inventory.cores > 0 && report.inventory.disk_free > 0);
     assert_ne!(report.inventory.kvm, KvmKind::None);

@@ -8,5 +8,6 @@ mod full;
 mod guest;
 mod jail;
 mod life;
+mod renewal;
 mod rig;
 mod seccomp;

@@ -49,8 +49,12 @@ pub struct Rig {
 impl Rig {
     /// A server that has joined; its agent does not run yet.
     pub fn new() -> Option<Self> {
+        Self::of(Cloud::start())
+    }
+
+    /// A server that has joined this cloud.
+    pub fn of(cloud: Cloud) -> Option<Self> {
         let programs = programs()?;
-        let cloud = Cloud::start();
         // Short: paths of sockets are.
         let folder = tempfile::Builder::new().prefix("bxa").tempdir_in("/tmp").unwrap();
         let rig = Self { cloud, folder, agent: None, programs };

@@ -4,7 +4,8 @@
 
 use super::tls::{self, TlsError};
 use super::{
-    DesiredState, JoinAnswer, JoinRequest, JoinToken, Report, SHA256_HEADER, STREAM_PROTOCOL,
+    DesiredState, JoinAnswer, JoinRequest, JoinToken, RenewAnswer, RenewRequest, Report,
+    SHA256_HEADER, STREAM_PROTOCOL,
 };
 use crate::error::{ApiError, ErrorBody};
 use crate::https::{self, Failure, Fault};
@@ -16,10 +17,10 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::time::timeout;
-use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::{self, AlertDescription, ClientConfig};
 
 /// How long a connection may take to be made, and an answer to begin beyond what was asked for.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -42,11 +43,11 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// Asks the cloud. Cheap to copy; holds no connection between requests.
+/// Asks the cloud. Cheap to copy; holds no connection between requests; all copies show the same certificate.
 #[derive(Debug, Clone)]
 pub struct AgentClient {
     cloud: String,
-    config: Arc<ClientConfig>,
+    config: Arc<RwLock<Arc<ClientConfig>>>,
 }
 
 /// Why the cloud has given no good answer.
@@ -63,6 +64,12 @@ pub enum AgentClientError {
         /// What the kernel or TLS said.
         source: io::Error,
     },
+    /// The cloud does not take the certificate any more.
+    #[error(
+        "the certificate of this server has ended: make a token by `bixi server token`, remove the agent's identity \
+         from its state and join again by `bixi-agent join TOKEN`"
+    )]
+    Expired,
     /// The connection broke before the answer was whole.
     #[error("the connection to the cloud at {cloud} broke")]
     Broken {
@@ -100,7 +107,8 @@ type Result<T> = std::result::Result<T, AgentClientError>;
 /// See [`AgentClientError`].
 pub async fn connect_to_join(token: &JoinToken, name: &str, csr_pem: &str) -> Result<JoinAnswer> {
     let config = tls::by_fingerprint(token.ca_sha256).map_err(AgentClientError::Credentials)?;
-    let client = AgentClient { cloud: token.cloud.clone(), config: Arc::new(config) };
+    let config = Arc::new(RwLock::new(Arc::new(config)));
+    let client = AgentClient { cloud: token.cloud.clone(), config };
     let request = JoinRequest {
         secret: token.secret.clone(),
         name: name.to_owned(),
@@ -118,7 +126,28 @@ impl AgentClient {
     /// The credentials cannot be used.
     pub fn new(cloud: &str, credentials: &Credentials) -> Result<Self> {
         let config = tls::by_authority(credentials).map_err(AgentClientError::Credentials)?;
-        Ok(Self { cloud: cloud.to_owned(), config: Arc::new(config) })
+        let config = Arc::new(RwLock::new(Arc::new(config)));
+        Ok(Self { cloud: cloud.to_owned(), config })
+    }
+
+    /// Shows other credentials from the next connection on, in all copies.
+    ///
+    /// # Errors
+    /// The credentials cannot be used; the old ones are shown still.
+    pub fn show(&self, credentials: &Credentials) -> Result<()> {
+        let config = tls::by_authority(credentials).map_err(AgentClientError::Credentials)?;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        Ok(())
+    }
+
+    /// A new certificate for this server; `csr_pem` asks for it.
+    ///
+    /// # Errors
+    /// See [`AgentClientError`].
+    pub async fn renew(&self, csr_pem: &str) -> Result<RenewAnswer> {
+        let body = self.encode(&RenewRequest { csr_pem: csr_pem.to_owned() })?;
+        let answer = self.ask(Method::POST, "/agent/v1/renew", body, PATIENCE).await?;
+        self.decode(answer).await
     }
 
     /// The desired state once its revision is other than `after`, or `None` if it is not within `wait`.
@@ -205,8 +234,11 @@ impl AgentClient {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
-        let answer = https::exchange(&self.cloud, &self.config, PATIENCE, request).await;
+        let config = self.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let answer = https::exchange(&self.cloud, &config, PATIENCE, request).await;
         answer.map_err(|fault| match fault {
+            Fault::Connect(source) if has_expired(&source) => AgentClientError::Expired,
+            Fault::Broken(source) if has_expired(source.as_ref()) => AgentClientError::Expired,
             Fault::Connect(source) => {
                 AgentClientError::Connect { cloud: self.cloud.clone(), source }
             }
@@ -257,6 +289,18 @@ impl AgentClient {
     fn answer(&self, text: String) -> AgentClientError {
         AgentClientError::Answer { cloud: self.cloud.clone(), text }
     }
+}
+
+/// Whether the cloud has said that the certificate ended, somewhere below this error.
+fn has_expired(error: &(dyn std::error::Error + 'static)) -> bool {
+    let told = |error: &(dyn std::error::Error + 'static)| {
+        let alert = rustls::Error::AlertReceived(AlertDescription::CertificateExpired);
+        error.downcast_ref::<rustls::Error>().is_some_and(|error| *error == alert)
+    };
+    let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    told(error)
+        || within.is_some_and(|inner| told(inner))
+        || error.source().is_some_and(has_expired)
 }
 
 /// An image on its way.

@@ -7,6 +7,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `POST /agent/v1/join` | [`JoinRequest`] | [`JoinAnswer`]; the only one that needs no client certificate |
+//! | `POST /agent/v1/renew` | [`RenewRequest`] | [`RenewAnswer`] |
 //! | `GET /agent/v1/desired?after=REV&wait=SECONDS` | | [`DesiredState`], or 204 if the revision is still `REV` after so long |
 //! | `POST /agent/v1/report` | [`Report`] | `null` |
 //! | `GET /agent/v1/images/{id}` | | the bytes, with `content-length` and [`SHA256_HEADER`] |
@@ -35,12 +36,14 @@ mod client;
 #[cfg(feature = "agent-client")]
 mod tls;
 mod token;
+mod validity;
 
 #[cfg(feature = "agent-client")]
 pub use client::{AgentClient, AgentClientError, Credentials, ImageStream, connect_to_join};
 #[cfg(feature = "agent-client")]
 pub use tls::TlsError;
 pub use token::{JoinToken, TokenError};
+pub use validity::Validity;
 
 use crate::error::ApiError;
 use crate::network::SegmentConfig;
@@ -79,6 +82,27 @@ pub struct JoinAnswer {
     pub certificate_pem: String,
     /// The authority's certificate; its SHA-256 is that of the token.
     pub ca_pem: String,
+    /// When the agent's certificate is good; clouds that do not tell gave one without an end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validity: Option<Validity>,
+}
+
+/// The server needs a new certificate. The present one is taken until the new one was shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RenewRequest {
+    /// As in [`JoinRequest`].
+    pub csr_pem: String,
+}
+
+/// The server's new certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RenewAnswer {
+    /// The agent's certificate.
+    pub certificate_pem: String,
+    /// When it is good.
+    pub validity: Validity,
 }
 
 /// All that one server is to do.
@@ -323,9 +347,16 @@ pub struct Inventory {
     /// This server's tunnel end point, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub underlay: Option<std::net::SocketAddr>,
+    /// `x86_64` or `arm64`. Agents that do not tell are of the releases that ran on the former alone.
+    #[serde(default = "x86_64")]
+    pub architecture: String,
     /// What this server lacks, one sentence each with what to do: for example a writable cgroup v2.
     #[serde(default)]
     pub lacks: Vec<String>,
+}
+
+fn x86_64() -> String {
+    "x86_64".to_owned()
 }
 
 /// What kind of KVM a server has.
@@ -367,6 +398,10 @@ pub struct ObservedInstance {
     /// How long each phase of its last start took, in order.
     #[serde(default)]
     pub phases: Vec<PhaseTime>,
+    /// When the steps of its last start were seen, in order, if this agent has seen them: `accepted`, `images`, `disks`,
+    /// `network`, `released`, `running`, `first-packet`.
+    #[serde(default)]
+    pub moments: Vec<Moment>,
     /// Breaks that it has felt and that no report has carried yet. A report that fails is sent again with them: who
     /// receives tells them apart by `sequence`.
     #[serde(default)]
@@ -463,6 +498,16 @@ pub struct PhaseTime {
     pub milliseconds: u64,
 }
 
+/// When a step of a start was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Moment {
+    /// Which.
+    pub what: String,
+    /// In milliseconds since 1970, by the clock of whoever saw it.
+    pub at: u64,
+}
+
 /// One disturbance of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -522,6 +567,16 @@ mod tests {
             let error = serde_json::from_str::<DesiredState>(&wrong).unwrap_err().to_string();
             assert!(error.contains("unknown field `colour`"), "{field}: {error}");
         }
+    }
+
+    #[test]
+    fn a_server_that_tells_no_architecture_is_x86_64() {
+        let inventory = Inventory { architecture: "arm64".to_owned(), ..Inventory::default() };
+        let mut told = serde_json::to_value(&inventory).unwrap();
+        assert_eq!(serde_json::from_value::<Inventory>(told.clone()).unwrap(), inventory);
+        told.as_object_mut().unwrap().remove("architecture");
+        let older: Inventory = serde_json::from_value(told).unwrap();
+        assert_eq!(older.architecture, "x86_64");
     }
 
     #[test]

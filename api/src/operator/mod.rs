@@ -296,6 +296,10 @@ words! {
         /// How long each phase of its last start took, in order.
         #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
         pub phases: Vec<crate::agent::PhaseTime>,
+        /// When the steps of its last start were seen, as its server told since the cloud was started; `requested` is the
+        /// cloud's.
+        #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+        pub moments: Vec<crate::agent::Moment>,
     }
 
     /// What is asked of an instance.

@@ -41,16 +41,22 @@ pub fn run(effort: Effort) -> Result<Vec<Row>, BenchError> {
     let mut config = Config::new(folder.path())?;
     config.cache = concat!(env!("CARGO_MANIFEST_DIR"), "/../.lab/cache").into();
     config.servers = 1;
+    let peer = microvm(&mut config);
+    let rack = Rc::new(Rack::up(&config)?);
+    let mut ours = Vmm::new(Kind::Ours, &rack, Ok(()));
+    let mut peers: [Box<dyn Side>; 1] = [Box::new(Vmm::new(Kind::Microvm, &rack, peer))];
+    alternate("", MEASURES, &effort, &mut ours, &mut peers)
+}
+
+/// Puts QEMU's microvm into the rack's servers; whether it is there.
+pub(crate) fn microvm(config: &mut Config) -> Result<(), BenchError> {
     let peer = bixi_lab::ensure_programs(PEER).map_err(BenchError::from);
     config.contents.programs.extend(find(&["/usr/bin"], "qemu-system-x86_64"));
     for name in FIRMWARE {
         let file = find(&["/usr/share/seabios", "/usr/share/qemu"], name);
         config.contents.files.extend(file.map(|file| (file, format!("firmware/{name}"))));
     }
-    let rack = Rc::new(Rack::up(&config)?);
-    let mut ours = Vmm::new(Kind::Ours, &rack, Ok(()));
-    let mut peers: [Box<dyn Side>; 1] = [Box::new(Vmm::new(Kind::Microvm, &rack, peer))];
-    alternate("", MEASURES, &effort, &mut ours, &mut peers)
+    peer
 }
 
 fn find(folders: &[&str], name: &str) -> Option<PathBuf> {

@@ -78,7 +78,7 @@ const NEEDS: [(&str, &[&str]); 3] = [
     (VMS, &["guest"]),
     (
         "server of a cloud",
-        &["guest", "root", "cgroup", "io_uring", "bixi-agent", "bixi-storage", "bixi-network"],
+        &["guest", "root", "io_uring", "bixi-agent", "bixi-storage", "bixi-network"],
     ),
     ("cloud", &["bixi-cloud"]),
 ];

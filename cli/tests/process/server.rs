@@ -74,6 +74,7 @@ fn report(desired: Option<&DesiredState>, lazy: bool, boots: &mut BTreeMap<Strin
         ended: None,
         progress: None,
         phases: Vec::new(),
+        moments: Vec::new(),
         ledger: Vec::new(),
     };
     Report {
@@ -89,6 +90,7 @@ fn report(desired: Option<&DesiredState>, lazy: bool, boots: &mut BTreeMap<Strin
             disk: 1 << 40,
             disk_free: 1 << 40,
             underlay: Some(([10, 0, 0, 1], 4789).into()),
+            architecture: "x86_64".to_owned(),
             lacks: Vec::new(),
         },
         applied: desired.map_or(0, |desired| desired.revision),

@@ -34,6 +34,7 @@ async fn unmodified_clients_run_list_stop_and_delete() {
         listen_http: Some(listen),
         names: Vec::new(),
         place: Place { region: REGION.to_owned(), zone: "bixi-1a".to_owned() },
+        lives: crate::tls::Lives::default(),
     };
     let cloud = Cloud::open(&settings).await.unwrap();
     let (control, https) = (cloud.control.clone(), cloud.address.to_string());

@@ -12,6 +12,7 @@ use super::wire::authenticate::Call;
 use super::wire::params::Params;
 use crate::model::{ClientToken, Draft, View};
 use crate::plan::Context;
+use crate::service::Live;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,8 @@ pub struct World<'a> {
     pub view: &'a View,
     /// The servers whose agents were heard lately.
     pub alive: &'a BTreeSet<String>,
+    /// What servers told last; plans of changes do without.
+    pub live: Option<&'a Live>,
 }
 
 /// Looks at the world.

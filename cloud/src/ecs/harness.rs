@@ -7,7 +7,8 @@ use super::service::Api;
 use super::wire::percent;
 use crate::model::{AccessKey, Draft, Quota, View, ids};
 use crate::plan::simulation::{SimulatedAgent, image};
-use crate::plan::{Context, desired, observe, reconcile, tenancy};
+use crate::plan::{Context, desired, launch, observe, reconcile, tenancy};
+use crate::service::Live;
 use crate::store::{EmbeddedStore, Outcome, Store};
 use aws_lc_rs::hmac;
 use base64::Engine;
@@ -34,6 +35,7 @@ struct State {
     view: View,
     alive: BTreeSet<String>,
     agent: SimulatedAgent,
+    live: Live,
 }
 
 impl TestCloud {
@@ -42,7 +44,8 @@ impl TestCloud {
         let folder = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(&folder.path().join("state")).unwrap();
         let alive = BTreeSet::from([SERVER.to_owned()]);
-        let state = State { view: View::default(), alive, agent: SimulatedAgent::new(SERVER) };
+        let (agent, live) = (SimulatedAgent::new(SERVER), Live::default());
+        let state = State { view: View::default(), alive, agent, live };
         let cloud = Arc::new(Self { store, state: Mutex::new(state), _folder: folder });
         let mut draft = Draft::default();
         draft.create(&image());
@@ -84,7 +87,9 @@ impl TestCloud {
             let wanted = desired::desired(&state.view, SERVER, REGION, Vec::new());
             state.agent.take(wanted);
             state.agent.turn();
-            state.agent.report()
+            let report = state.agent.report();
+            state.live.hear(SERVER, report.clone());
+            report
         };
         let drafts = self.with(|view, context| observe::observe(view, SERVER, &report, context));
         for draft in drafts {
@@ -125,7 +130,7 @@ impl TestCloud {
 impl Cloud for TestCloud {
     fn look(&self, look: &mut dyn FnMut(World<'_>)) {
         let state = self.state.lock().unwrap();
-        look(World { view: &state.view, alive: &state.alive });
+        look(World { view: &state.view, alive: &state.alive, live: Some(&state.live) });
     }
 
     fn change(
@@ -135,10 +140,13 @@ impl Cloud for TestCloud {
         Box::pin(async move {
             loop {
                 let alive = self.state.lock().unwrap().alive.clone();
-                let planned =
-                    self.with(|view, context| plan(World { view, alive: &alive }, context));
+                let planned = self
+                    .with(|view, context| plan(World { view, alive: &alive, live: None }, context));
                 let (draft, done) = planned?;
                 if draft.is_empty() || self.commit(draft).await {
+                    while let Some(draft) = self.with(|view, _| launch::carry_on(view)) {
+                        self.commit(draft).await;
+                    }
                     return Ok(done);
                 }
             }
@@ -164,7 +172,7 @@ impl Served {
             zones: vec!["bixi-1a".to_owned()],
         };
         let router = Api::new(cloud.clone(), place).router();
-        tokio::spawn(async move { axum::serve(listener, router).await });
+        tokio::spawn(crate::tls::serve_http(listener, router));
         Self { cloud, address, nonce: AtomicU64::new(0) }
     }
 

@@ -91,6 +91,7 @@ impl From<plan::Refusal> for Refusal {
             P::Status { .. } | P::Busy { .. } => Self::denied("IncorrectInstanceStatus", message),
             P::Quota { what, .. } => Self::bad(quota(what), message),
             P::NoStock(_) => Self::denied("OperationDenied.NoStock", message),
+            P::Architecture { .. } => Self::denied("ImageNotSupportInstanceType", message),
             P::Invalid { .. } => Self::bad("InvalidParameter", message),
             P::Address(_) => Self::denied("InvalidIPAddress.AlreadyUsed", message),
             P::Protected(_) => Self::denied("InvalidOperation.DeletionProtection", message),

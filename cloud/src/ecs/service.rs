@@ -110,6 +110,15 @@ async fn handle(State(api): State<Arc<Api>>, request: Request) -> Response {
     response
 }
 
+/// The refusal of a request of which only the head was seen, and not all of it.
+pub fn refuse(query: &str, headers: &HeaderMap, refusal: &Refusal) -> Response {
+    let query = query.rsplit_once('&').map_or(query, |(whole, _)| whole);
+    let incoming = Incoming { method: "GET", path: "/", query, headers, body: &[] };
+    let decoded = Decoded::new(&incoming);
+    let form = format(&incoming, decoded.as_ref().ok());
+    refused(form, &request_id(), &host(headers), refusal)
+}
+
 fn granted(form: Format, action: &str, id: &str, reply: Reply, ignored: &[String]) -> Response {
     let mut response = Response::new(Body::from(form.reply(action, id, reply)));
     headers(&mut response, form, id);

@@ -3,6 +3,8 @@
 use super::harness::{REGION, Served};
 use crate::model::{AccessKey, Quota};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 async fn served() -> (Served, AccessKey) {
     let served = Served::new().await;
@@ -67,6 +69,29 @@ async fn an_instance_lives_from_run_to_delete() {
         served.call(&key, "CancelTask", &[("TaskId", task)]).await.unwrap_err(),
         "403 OperationConflict"
     );
+}
+
+#[tokio::test]
+async fn a_task_gets_on_and_never_back() {
+    let (served, key) = served().await;
+    let id = run(&served, &key, &[]).await.unwrap();
+    let tasks = served.call(&key, "DescribeTasks", &[("ResourceIds.1", &id)]).await.unwrap();
+    let task = tasks["TaskSet"]["Task"][0]["TaskId"].as_str().unwrap().to_owned();
+    let mut seen = Vec::new();
+    loop {
+        let told = served.call(&key, "DescribeTaskAttribute", &[("TaskId", &task)]).await.unwrap();
+        let percent = told["TaskProcess"].as_str().unwrap().strip_suffix('%').unwrap();
+        seen.push(percent.parse::<u8>().unwrap());
+        if told["TaskStatus"] == "Finished" {
+            break;
+        }
+        assert!(seen.len() < 50, "{seen:?}");
+        served.cloud.turn().await;
+    }
+    assert!(seen.is_sorted(), "{seen:?}");
+    assert_eq!((seen[0], seen.last()), (0, Some(&100)));
+    seen.dedup();
+    assert!(seen.len() >= 4 && !seen[..seen.len() - 1].contains(&100), "{seen:?}");
 }
 
 #[tokio::test]
@@ -228,6 +253,42 @@ async fn large_and_odd_requests_get_their_codes() {
 }
 
 #[tokio::test]
+async fn a_head_of_any_size_gets_an_answer_with_a_request_id() {
+    let (served, key) = served().await;
+    let long = "x".repeat(40_000);
+    let many: String = (0..200).map(|n| format!("X-{n}: {n}\r\n")).collect();
+    let large: String = (0..50).map(|n| format!("X-{n}: {}\r\n", &long[..8000])).collect();
+    for (target, fields, code) in [
+        (format!("/?Format=JSON&A={}", long.repeat(2)), "", "414 RequestURITooLong"),
+        (format!("/?Format=JSON&A={}", long.repeat(200)), "", "414 RequestURITooLong"),
+        ("/?Format=JSON".to_owned(), many.as_str(), "431 RequestHeaderTooLarge"),
+        ("http://x/?Format=JSON".to_owned(), &large, "431 RequestHeaderTooLarge"),
+        // What is within the bounds is believed or not by its signature.
+        (format!("/?Format=JSON&A={long}"), "", "400 MissingParameter"),
+    ] {
+        // A request that is good comes first: the connection stays, and the next head is a new one.
+        let good = served.sign(&key, "GET", "DescribeRegions", &[]);
+        let good = format!("GET /?{good} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let bad = format!("POST {target} HTTP/1.1\r\nHost: x\r\n{fields}Connection: close\r\n\r\n");
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        stream.write_all(good.as_bytes()).await.unwrap();
+        let mut first = Vec::new();
+        while !first.ends_with(b"\"}") {
+            assert_ne!(stream.read_buf(&mut first).await.unwrap(), 0);
+        }
+        assert!(first.starts_with(b"HTTP/1.1 200"));
+        stream.write_all(bad.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let reply: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(format!("{} {}", &head[9..12], reply["Code"].as_str().unwrap()), code);
+        assert!(!reply["RequestId"].as_str().unwrap().is_empty());
+        assert!(!reply["HostId"].as_str().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
 async fn another_tenants_things_do_not_exist() {
     let (served, key) = served().await;
     let other = served.cloud.tenant("two", Quota::default()).await;
@@ -321,6 +382,35 @@ async fn what_cannot_be_made_is_refused_and_nothing_is_made() {
     let delete = [("InstanceId", id.as_str()), ("Force", "true")];
     let refused = served.call(&key, "DeleteInstance", &delete).await.unwrap_err();
     assert_eq!(refused, "403 InvalidOperation.DeletionProtection");
+}
+
+#[tokio::test]
+async fn as_many_are_made_as_there_is_room_for() {
+    let (served, _) = served().await;
+    let quota = Quota { instances: 100, disks: 2000, ..Quota::default() };
+    let key = served.cloud.tenant("large", quota).await;
+    let image = image();
+    let ask = async |more: &[(&str, &str)]| {
+        let mut all = vec![("ImageId", image.as_str()), ("InstanceType", "bixi.tiny")];
+        all.extend(more);
+        let reply = served.call(&key, "RunInstances", &all).await?;
+        Ok::<_, String>(reply["InstanceIdSets"]["InstanceIdSet"].as_array().unwrap().len())
+    };
+    // The server has 32 vCPUs to give.
+    assert_eq!(ask(&[("Amount", "100")]).await.unwrap_err(), "403 OperationDenied.NoStock");
+    let too_few = [("Amount", "100"), ("MinAmount", "33")];
+    assert_eq!(ask(&too_few).await.unwrap_err(), "403 OperationDenied.NoStock");
+    let more = [("Amount", "101"), ("MinAmount", "1")];
+    assert_eq!(ask(&more).await.unwrap_err(), "400 InvalidParameter");
+    let none = served.call(&key, "DescribeInstances", &[]).await.unwrap();
+    assert_eq!(none["TotalCount"], 0);
+    let token = [("Amount", "100"), ("MinAmount", "32"), ("ClientToken", "t")];
+    assert_eq!(ask(&token).await.unwrap(), 32);
+    assert_eq!(ask(&token).await.unwrap(), 32);
+    let all = served.call(&key, "DescribeInstances", &[]).await.unwrap();
+    assert_eq!(all["TotalCount"], 32);
+    assert_eq!(ask(&[("Amount", "69")]).await.unwrap_err(), "400 QuotaExceed.Instance");
+    assert_eq!(ask(&[("Amount", "1")]).await.unwrap_err(), "403 OperationDenied.NoStock");
 }
 
 #[tokio::test]

@@ -50,6 +50,14 @@ impl Draft {
         self.compares.len() + self.changes.len()
     }
 
+    /// Bytes of all keys and values: at most `store::TXN_BYTES` go into one transaction.
+    pub fn bytes(&self) -> usize {
+        let compared: usize = self.compares.keys().map(Vec::len).sum();
+        let changed = self.changes.iter();
+        let changed = changed.map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len));
+        compared + changed.sum::<usize>()
+    }
+
     /// The first of the changes, with what they compare: for changes that do not belong together.
     #[must_use]
     pub fn first(mut self, changes: usize) -> Self {

@@ -1,10 +1,35 @@
 //! The servers, and the tickets by which they join.
 
+use super::View;
 use super::fields::record;
 use std::net::SocketAddr;
 
+/// So many parts the servers are in, as far as placing goes.
+const ROOMS: u32 = 16;
+
 record! {
-    /// A server.
+    /// A part of the servers. Whoever places something on one of them changes it: two at once are placed one after the
+    /// other, and a placement on a hundred servers is still one transaction.
+    pub struct Room / RoomState {
+        /// Its number.
+        1 number: u32 as u32 [uint32];
+        /// Grows with every placement.
+        2 generation: u64 as u64 [uint64];
+    }
+}
+
+impl Room {
+    /// The room that a server is in, after one more placement.
+    #[must_use]
+    pub fn after_placing(view: &View, server: &str) -> Self {
+        let number = server.bytes().fold(0u32, |sum, byte| sum.wrapping_add(byte.into())) % ROOMS;
+        let before = view.rooms.get(&number.to_string()).map_or(0, |room| room.generation);
+        Self { number, generation: before + 1 }
+    }
+}
+
+record! {
+    /// A server. Field 6 was a generation.
     pub struct Server / ServerState {
         /// Its id: `s-…`, also the name in its certificate.
         1 id: String as String [string];
@@ -16,12 +41,12 @@ record! {
         4 joined: u64 as u64 [uint64];
         /// Whether new instances may come here.
         5 schedulable: bool as bool [bool];
-        /// Grows with every placement here: two at once are placed one after the other.
-        6 generation: u64 as u64 [uint64];
         /// What it has, once it has reported.
         7 hardware: Option<Hardware> as Option<HardwareState> [message, optional];
         /// The release of its agent.
         8 release: String as String [string];
+        /// SHA-256 of the certificate that it was given last and has not shown yet: the other one is taken until then.
+        9 next_certificate_sha256: Option<String> as Option<String> [string, optional];
     }
 }
 

@@ -4,8 +4,8 @@
 //! ends the process that tried: a release that does not understand the state must not act on half of it.
 
 use super::{
-    AccessKey, ClientToken, Disk, Disturbance, Eni, Event, Image, Instance, JoinTicket,
-    SecurityGroup, Segment, Server, Task, Tenant, VSwitch, Vpc,
+    AccessKey, ClientToken, Disk, Disturbance, Eni, Event, Image, Instance, JoinTicket, Launch,
+    Room, SecurityGroup, Segment, Server, Task, Tenant, VSwitch, Vpc,
 };
 use crate::store::{Change, Entry, Revision};
 use bixi_api::state::{Payload, PayloadError};
@@ -242,6 +242,10 @@ kinds! {
     images: Image, "image", 1, |image| image.id.clone();
     /// Servers.
     servers: Server, "server", 1, |server| server.id.clone();
+    /// Parts of the servers, as far as placing goes.
+    rooms: Room, "room", 1, |room| room.number.to_string();
+    /// Creations that are not all written down.
+    launches: Launch, "launch", 1, |launch| launch.id.clone();
     /// Join tokens not used yet.
     tickets: JoinTicket, "join-ticket", 1, |ticket| ticket.secret_sha256.clone();
     /// Tasks, ended ones too for a while.

@@ -6,6 +6,7 @@ use crate::model::{
 };
 use crate::plan::create::{Usage, candidates, usage};
 use crate::service::Live;
+use bixi_api::agent::{Moment, ObservedInstance};
 use bixi_api::operator::{
     AccessKeyDescription, EventDescription, ImageDescription, ImageFileDescription,
     InstanceDescription, LedgerDescription, QuotaDescription, ServerDescription, TaskDescription,
@@ -129,7 +130,16 @@ pub(super) fn instance(view: &View, live: &Live, instance: &Instance) -> Instanc
         created: instance.created,
         started: instance.started,
         phases: seen.map(|seen| seen.phases.clone()).unwrap_or_default(),
+        moments: moments(instance, seen),
     }
+}
+
+/// When the steps of the last start were seen; the first start was asked for when the instance was.
+fn moments(instance: &Instance, seen: Option<&ObservedInstance>) -> Vec<Moment> {
+    let requested = Moment { what: "requested".to_owned(), at: instance.created };
+    let first = instance.desired.boot <= 1;
+    let seen = seen.into_iter().flat_map(|seen| seen.moments.iter().cloned());
+    first.then_some(requested).into_iter().chain(seen).collect()
 }
 
 pub(super) fn task(view: &View, live: &Live, task: &Task) -> TaskDescription {
@@ -154,24 +164,11 @@ pub(super) fn task(view: &View, live: &Live, task: &Task) -> TaskDescription {
         instance: task.instance.clone(),
         kind: kind.to_owned(),
         step: step.to_owned(),
-        progress: progress(view, live, task),
+        progress: live.percent(view, task),
         created: task.created,
         updated: task.updated,
         deadline: task.deadline,
         failure: task.failure.as_ref().map(|failure| failure.message.clone()),
-    }
-}
-
-/// How far a task is, in percent: what takes long is the making of disks, of which servers tell.
-pub fn progress(view: &View, live: &Live, task: &Task) -> u8 {
-    match task.step {
-        Step::Accepted => 0,
-        Step::Done | Step::Failed | Step::Cancelled => 100,
-        Step::Waiting | Step::Undoing => {
-            let instance = view.instances.get(&task.instance);
-            let told = instance.and_then(|i| live.percent(&i.placement.server, &i.id));
-            10 + told.unwrap_or(0) / 100 * 80 + told.unwrap_or(0) % 100 * 8 / 10
-        }
     }
 }
 

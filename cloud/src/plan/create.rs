@@ -1,17 +1,16 @@
-//! New instances: what they are made of is checked, counted and placed, and written down in one transaction.
+//! New instances: what they are made of is checked, counted and placed, and promised in one transaction.
 //!
-//! Invariants: instance, disks, interface, task and the ClientToken's answer exist together or not at all. The tenant's,
-//! the vSwitch's and the server's records grow by one in the same transaction, so that two creations at once are
-//! counted, addressed and placed one after the other.
+//! Invariants: all instances of a request and the ClientToken's answer come to be, or none does; what one transaction
+//! cannot hold of them is a launch in it (see `launch`). The tenant's, the vSwitch's and the servers' rooms' records grow
+//! by one in the same transaction, so that two creations at once are counted, addressed and placed one after the other.
 
-use super::power::new_task;
+use super::launch;
 use super::schedule::{Candidate, Decision, Demand, decide};
 use super::{Context, Refusal};
 use crate::model::{
-    ClientToken, Desired, Disk, Draft, Eni, Image, ImageState, Instance, Limits, Link, Placement,
-    Power, SecurityGroup, Server, Status, Tag, TaskKind, Tenant, VSwitch, View,
+    ClientToken, Desired, Disk, Draft, Eni, Image, ImageState, Instance, Launch, Limits, Link,
+    Member, Placement, Power, Room, SecurityGroup, Server, Status, Tag, Tenant, VSwitch, View,
 };
-use crate::store::TXN_OPERATIONS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -131,22 +130,22 @@ pub fn create(
         candidates: candidates(view, alive, &tenant.id),
         taken: addresses(view, &parts.vswitch.id),
         parts,
-        draft: Draft::default(),
-        touched: BTreeMap::new(),
-        made: Vec::new(),
+        members: Vec::new(),
     };
     maker.count()?;
     for name in &wanted.names {
-        match maker.make(name, context) {
-            Ok(()) => {}
-            Err(Refusal::NoStock(why)) if maker.made.len() < wanted.at_least.max(1) => {
-                return Err(Refusal::NoStock(why));
+        match maker.member(name, context) {
+            Ok(member) => maker.members.push(member),
+            // There is room for so many and no more, of servers or of addresses.
+            Err(Refusal::NoStock(_) | Refusal::Address(_))
+                if maker.members.len() >= wanted.at_least.max(1) =>
+            {
+                break;
             }
-            Err(Refusal::NoStock(_)) => break,
             Err(refusal) => return Err(refusal),
         }
     }
-    maker.finish(context)
+    Ok(maker.finish(context))
 }
 
 fn answered(
@@ -263,8 +262,8 @@ fn image<'v>(view: &'v View, tenant: &Tenant, wanted: &NewInstances) -> Result<&
         return Err(invalid(format!("image {} is being made still", image.id)));
     }
     if image.architecture != wanted.architecture {
-        let (is, needs) = (&image.architecture, &wanted.architecture);
-        return Err(invalid(format!("image {} is for {is}, the type is {needs}", image.id)));
+        let (is, needs) = (image.architecture.clone(), wanted.architecture.clone());
+        return Err(Refusal::Architecture { image: image.id.clone(), is, needs });
     }
     if image.kernel.is_none() {
         return Err(invalid(format!("image {} has no kernel to be started with", image.id)));
@@ -310,9 +309,7 @@ struct Maker<'v> {
     candidates: Vec<Candidate>,
     taken: BTreeSet<Ipv4Addr>,
     parts: Parts<'v>,
-    draft: Draft,
-    touched: BTreeMap<String, u64>,
-    made: Vec<String>,
+    members: Vec<Member>,
 }
 
 impl Maker<'_> {
@@ -340,34 +337,37 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn make(&mut self, name: &(String, String), context: &mut Context<'_>) -> Result<(), Refusal> {
+    fn member(
+        &mut self,
+        (name, host_name): &(String, String),
+        context: &mut Context<'_>,
+    ) -> Result<Member, Refusal> {
         let server = self.place()?;
         let ipv4 = self.address()?;
-        let id = context.ids.id("i");
-        let (tenant, now) = (self.tenant.id.clone(), context.now);
-        let task = new_task(&tenant, &id, TaskKind::Run, false, context);
-        let task = self.wanted.start.then_some(task);
-        let eni = Eni {
-            id: context.ids.id("eni"),
-            tenant: tenant.clone(),
-            vpc: self.parts.vswitch.vpc.clone(),
-            vswitch: self.parts.vswitch.id.clone(),
-            groups: self.parts.groups.clone(),
+        let instance = context.ids.id("i");
+        let or = |name: &String, other: String| if name.is_empty() { other } else { name.clone() };
+        let disks = 0..=self.wanted.data_disks.len();
+        Ok(Member {
+            name: or(name, instance.clone()),
+            host_name: or(host_name, host_name_of(&instance)),
+            server,
+            eni: context.ids.id("eni"),
             mac: context.ids.mac(),
             ipv4,
-            instance: Some(id.clone()),
-            primary: true,
-            created: now,
-            generation: 1,
-        };
-        self.draft.create(&eni);
-        self.disks(&id, &server, context)?;
-        let (name, host_name) = name.clone();
+            disks: disks.map(|_| context.ids.id("d")).collect(),
+            task: self.wanted.start.then(|| context.ids.id("task")),
+            instance,
+        })
+    }
+
+    /// What all instances share.
+    fn instance(&self, now: u64) -> Instance {
         let wanted = self.wanted;
-        let instance = Instance {
-            name: if name.is_empty() { id.clone() } else { name },
-            host_name: if host_name.is_empty() { host_name_of(&id) } else { host_name },
-            tenant,
+        Instance {
+            id: String::new(),
+            name: String::new(),
+            host_name: String::new(),
+            tenant: self.tenant.id.clone(),
             description: wanted.description.clone(),
             type_id: wanted.type_id.clone(),
             limits: wanted.limits.clone(),
@@ -383,20 +383,28 @@ impl Maker<'_> {
             deletion_protection: wanted.deletion_protection,
             status: if wanted.start { Status::Pending } else { Status::Stopped },
             desired: Desired { power: Power::Stopped, boot: 0, forced: false },
-            placement: Placement { server: server.clone(), epoch: 1 },
+            placement: Placement { server: String::new(), epoch: 1 },
             observed: None,
-            task: task.as_ref().map(|task| task.id.clone()),
+            task: None,
             ssh_keys: wanted.ssh_keys.clone(),
             key_pair: wanted.key_pair.clone(),
-            id,
-        };
-        self.draft.create(&instance);
-        if let Some(task) = task {
-            self.draft.create(&task);
         }
-        *self.touched.entry(server).or_default() += 1;
-        self.made.push(instance.id);
-        Ok(())
+    }
+
+    fn eni(&self, now: u64) -> Eni {
+        Eni {
+            id: String::new(),
+            tenant: self.tenant.id.clone(),
+            vpc: self.parts.vswitch.vpc.clone(),
+            vswitch: self.parts.vswitch.id.clone(),
+            groups: self.parts.groups.clone(),
+            mac: String::new(),
+            ipv4: Ipv4Addr::UNSPECIFIED,
+            instance: None,
+            primary: true,
+            created: now,
+            generation: 1,
+        }
     }
 
     fn place(&mut self) -> Result<String, Refusal> {
@@ -442,19 +450,14 @@ impl Maker<'_> {
         Ok(chosen)
     }
 
-    fn disks(
-        &mut self,
-        instance: &str,
-        server: &str,
-        context: &mut Context<'_>,
-    ) -> Result<(), Refusal> {
+    fn disks(&self, now: u64) -> Vec<Disk> {
         let system = std::iter::once((&self.wanted.system_disk, self.parts.system_bytes, true));
         let data = self.wanted.data_disks.iter();
         let data = data.map(|disk| (disk, disk.gib.unwrap_or(0) * GIB, false));
-        for (index, (disk, size, system)) in system.chain(data).enumerate() {
+        let disk = |(index, (disk, size, system)): (usize, (&NewDisk, u64, bool))| {
             let begins = system && self.parts.image.disk.is_some();
-            let record = Disk {
-                id: context.ids.id("d"),
+            Disk {
+                id: String::new(),
                 tenant: self.tenant.id.clone(),
                 name: disk.name.clone(),
                 description: disk.description.clone(),
@@ -462,32 +465,29 @@ impl Maker<'_> {
                 size,
                 system,
                 image: begins.then(|| self.parts.image.id.clone()),
-                instance: Some(instance.to_owned()),
+                instance: None,
                 index: u32::try_from(index).unwrap_or(u32::MAX),
                 delete_with_instance: disk.delete_with_instance,
-                server: server.to_owned(),
-                created: context.now,
+                server: String::new(),
+                created: now,
                 generation: 1,
-            };
-            self.draft.create(&record);
-        }
-        Ok(())
+            }
+        };
+        system.chain(data).enumerate().map(disk).collect()
     }
 
-    fn finish(mut self, context: &mut Context<'_>) -> Result<(Draft, Vec<String>), Refusal> {
+    fn finish(self, context: &mut Context<'_>) -> (Draft, Vec<String>) {
         let (view, tenant, vswitch) = (self.view, self.tenant, self.parts.vswitch);
-        self.draft.put(view, &Tenant { generation: tenant.generation + 1, ..tenant.clone() });
-        self.draft.put(view, &VSwitch { generation: vswitch.generation + 1, ..vswitch.clone() });
-        self.draft.expect::<Image>(view, &self.parts.image.id);
+        let made: Vec<String> = self.members.iter().map(|m| m.instance.clone()).collect();
+        let mut draft = Draft::default();
+        draft.put(view, &Tenant { generation: tenant.generation + 1, ..tenant.clone() });
+        draft.put(view, &VSwitch { generation: vswitch.generation + 1, ..vswitch.clone() });
+        draft.expect::<Image>(view, &self.parts.image.id);
         for group in &self.parts.groups {
-            self.draft.expect::<SecurityGroup>(view, group);
+            draft.expect::<SecurityGroup>(view, group);
         }
-        for (server, placed) in &self.touched {
-            if let Some(server) = view.servers.get(server) {
-                let server = server.as_ref().clone();
-                let generation = server.generation + placed;
-                self.draft.put(view, &Server { generation, ..server });
-            }
+        for member in &self.members {
+            draft.put(view, &Room::after_placing(view, &member.server));
         }
         if let Some(token) = &self.wanted.token {
             let record = ClientToken {
@@ -495,19 +495,24 @@ impl Maker<'_> {
                 action: token.action.clone(),
                 token: token.token.clone(),
                 fingerprint: token.fingerprint.clone(),
-                answer: self.made.clone(),
+                answer: made.clone(),
                 created: context.now,
             };
-            self.draft.put(view, &record);
+            draft.put(view, &record);
         }
-        if self.draft.operations() > TXN_OPERATIONS {
-            let message = format!(
-                "{} instances with their disks are too many for one request: ask for fewer at once",
-                self.made.len()
-            );
-            return Err(Refusal::Invalid { parameter: "Amount", message });
+        let mut rest = Launch {
+            id: context.ids.id("launch"),
+            created: context.now,
+            instance: self.instance(context.now),
+            eni: self.eni(context.now),
+            disks: self.disks(context.now),
+            members: self.members,
+        };
+        launch::make(&mut rest, &mut draft);
+        if !rest.members.is_empty() {
+            draft.create(&rest);
         }
-        Ok((self.draft, self.made))
+        (draft, made)
     }
 }
 

@@ -13,8 +13,10 @@
 
 pub mod create;
 pub mod desired;
+pub mod launch;
 pub mod observe;
 pub mod power;
+pub mod progress;
 pub mod reconcile;
 pub mod schedule;
 #[cfg(test)]
@@ -109,6 +111,18 @@ pub enum Refusal {
     /// No server can take it.
     #[error("no server can take it: {0}")]
     NoStock(String),
+    /// The image cannot run on what the type is.
+    #[error(
+        "image {image} is for {is}, and the type is {needs}: take an image or a type of the other's architecture"
+    )]
+    Architecture {
+        /// The image.
+        image: String,
+        /// What it is for.
+        is: String,
+        /// What the type is.
+        needs: String,
+    },
     /// A value is not possible.
     #[error("{parameter}: {message}")]
     Invalid {

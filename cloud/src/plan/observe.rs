@@ -52,7 +52,7 @@ fn hardware(
         boot_id: inventory.boot_id.clone(),
         underlay: inventory.underlay,
         lacks: inventory.lacks.clone(),
-        architecture: "x86_64".to_owned(),
+        architecture: inventory.architecture.clone(),
     };
     if server.hardware.as_ref() == Some(&hardware) && server.release == report.release {
         return None;

@@ -33,7 +33,8 @@ pub fn request(
 ) -> Result<(Draft, Task), Refusal> {
     let instance = instance(view, tenant, id)?;
     allow(instance, kind, force)?;
-    let task = new_task(&instance.tenant, id, kind, force, context);
+    let task = context.ids.id("task");
+    let task = new_task(task, &instance.tenant, id, kind, force, context.now);
     let mut draft = Draft::default();
     draft.put(view, &Instance { task: Some(task.id.clone()), ..instance.clone() });
     draft.create(&task);
@@ -71,21 +72,22 @@ pub fn allow(instance: &Instance, kind: TaskKind, force: bool) -> Result<(), Ref
 
 /// A task that was not begun yet.
 pub fn new_task(
+    id: String,
     tenant: &str,
     instance: &str,
     kind: TaskKind,
     force: bool,
-    context: &mut Context<'_>,
+    now: u64,
 ) -> Task {
     Task {
-        id: context.ids.id("task"),
+        id,
         tenant: tenant.to_owned(),
         instance: instance.to_owned(),
         kind,
         step: Step::Accepted,
-        created: context.now,
-        updated: context.now,
-        deadline: context.now + patience(kind),
+        created: now,
+        updated: now,
+        deadline: now + patience(kind),
         cancel: false,
         force,
         failure: None,

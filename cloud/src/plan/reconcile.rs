@@ -2,6 +2,7 @@
 //!
 //! | reconciler | what it brings together |
 //! |---|---|
+//! | launch | a creation that is larger than a transaction goes on; nothing else is planned before it is made |
 //! | tasks | every task that has not ended takes its next step |
 //! | settle | an instance that nobody works on gets the status that was seen; a deleted one goes |
 //! | expire | records that are kept for a while go when it is over |
@@ -9,8 +10,8 @@
 //! Invariant: with nothing to do the plan is empty, and a plan carried out leads to a view whose plan is smaller or
 //! waits for a report or the clock.
 
-use super::Context;
 use super::task::{self, Advance, Afterwards};
+use super::{Context, launch};
 use crate::model::{
     ClientToken, Disk, Draft, Eni, Event, Instance, JoinTicket, Link, Power, Server, Severity,
     Status, Task, VSwitch, View,
@@ -30,6 +31,9 @@ const FORGET: usize = 60;
 
 /// What is to be changed now; each draft is a transaction of its own.
 pub fn plan(view: &View, context: &mut Context<'_>) -> Vec<Draft> {
+    if let Some(draft) = launch::carry_on(view) {
+        return vec![draft];
+    }
     let mut drafts = tasks(view, context);
     drafts.extend(settle(view, context));
     drafts.extend(expire(view, context.now));

@@ -5,7 +5,7 @@
 //! done once; what is left out is left alone.
 
 use super::create::{NewDisk, NewInstances, create};
-use super::{Context, Refusal, desired, observe, power, reconcile, task, tenancy};
+use super::{Context, Refusal, desired, launch, observe, power, reconcile, task, tenancy};
 use crate::model::*;
 use crate::store::{Change, Entry, Op, Revision, Store, Txn};
 use bixi_api::agent::{
@@ -80,15 +80,9 @@ impl SimulatedAgent {
         let Some(desired) = self.desired.clone() else { return };
         for wanted in &desired.instances {
             let fresh = || ObservedInstance {
-                id: wanted.id.clone(),
                 epoch: wanted.epoch,
                 boot: 0,
-                state: InstanceState::Stopped,
-                error: None,
-                ended: None,
-                progress: None,
-                phases: Vec::new(),
-                ledger: Vec::new(),
+                ..observed(&wanted.id, InstanceState::Stopped)
             };
             let instance = self.instances.entry(wanted.id.clone()).or_insert_with(fresh);
             if wanted.epoch < instance.epoch {
@@ -150,6 +144,7 @@ impl SimulatedAgent {
                 disk: 1 << 40,
                 disk_free: 1 << 40,
                 underlay: Some(([10, 0, 0, 1], 4789).into()),
+                architecture: "x86_64".to_owned(),
                 lacks: Vec::new(),
             },
             applied: self.desired.as_ref().map_or(0, |desired| desired.revision),
@@ -157,6 +152,22 @@ impl SimulatedAgent {
             instances: self.instances.values().map(with).collect(),
             cards: Vec::new(),
         }
+    }
+}
+
+/// An instance as such an agent sees it in its first start.
+pub(crate) fn observed(id: &str, state: InstanceState) -> ObservedInstance {
+    ObservedInstance {
+        id: id.to_owned(),
+        epoch: 1,
+        boot: 1,
+        state,
+        error: None,
+        ended: None,
+        progress: None,
+        phases: Vec::new(),
+        moments: Vec::new(),
+        ledger: Vec::new(),
     }
 }
 
@@ -243,6 +254,8 @@ fn modified(view: &View, key: &[u8]) -> Revision {
         "disk" => view.disks.modified(id),
         "image" => view.images.modified(id),
         "server" => view.servers.modified(id),
+        "room" => view.rooms.modified(id),
+        "launch" => view.launches.modified(id),
         "join-ticket" => view.tickets.modified(id),
         "task" => view.tasks.modified(id),
         "event" => view.events.modified(id),
@@ -617,24 +630,27 @@ impl Mortal {
     }
 }
 
-#[tokio::test]
-async fn a_cloud_killed_after_every_single_step_ends_every_task_clean() {
-    let folder = tempfile::tempdir().unwrap();
-    let founded_at = folder.path().join("founded");
-    let mut random = Seeded(7);
-    let (world, tenant, agents) = founded(1, &mut random);
-    // The founded world is written once and copied for each death.
-    let mut mortal = Mortal::open(&founded_at, u64::MAX).await;
+/// Writes the founded world once; it is copied for each death.
+async fn found(path: &std::path::Path, world: &World, tenant: &Tenant) {
+    let mut mortal = Mortal::open(path, u64::MAX).await;
     let mut draft = Draft::default();
-    draft.create(world.view.tenants.get(&tenant).unwrap().as_ref());
+    draft.create(tenant);
     world.view.vpcs.iter().for_each(|record| draft.create(record.as_ref()));
     world.view.vswitches.iter().for_each(|record| draft.create(record.as_ref()));
     world.view.groups.iter().for_each(|record| draft.create(record.as_ref()));
     world.view.images.iter().for_each(|record| draft.create(record.as_ref()));
     world.view.servers.iter().for_each(|record| draft.create(record.as_ref()));
     mortal.commit(draft).await.unwrap();
-    drop(mortal);
+}
 
+#[tokio::test]
+async fn a_cloud_killed_after_every_single_step_ends_every_task_clean() {
+    let folder = tempfile::tempdir().unwrap();
+    let founded_at = folder.path().join("founded");
+    let mut random = Seeded(7);
+    let (world, tenant, agents) = founded(1, &mut random);
+    let record = world.view.tenants.get(&tenant).unwrap().clone();
+    found(&founded_at, &world, &record).await;
     let mut death = 1;
     let mut deaths = 0;
     loop {
@@ -662,6 +678,98 @@ async fn a_cloud_killed_after_every_single_step_ends_every_task_clean() {
         death += 1;
     }
     assert!(deaths > 25, "{deaths} steps are fewer than there are");
+}
+
+/// A hundred instances with all that one may have, on a hundred servers, for a tenant with just that quota.
+#[test]
+fn a_hundred_instances_are_promised_in_one_transaction() {
+    let mut random = Seeded(11);
+    let (mut world, tenant, _) = founded(100, &mut random);
+    let quota =
+        Quota { instances: 100, vcpus: 100, memory_mib: 25_600, disks: 1700, disk_gib: 3300 };
+    let record = world.view.tenants.get(&tenant).unwrap().as_ref().clone();
+    let mut draft = Draft::default();
+    draft.put(&world.view, &Tenant { quota, ..record });
+    assert!(world.commit(draft));
+    let mut request = wanted(&tenant, 100);
+    request.user_data = "u".repeat(32 << 10);
+    request.data_disks =
+        vec![NewDisk { description: "d".repeat(256), ..request.data_disks[0].clone() }; 16];
+    let tag = |n| Tag { key: format!("{n}{}", "k".repeat(100)), value: "v".repeat(128) };
+    request.tags = (0..20).map(tag).collect();
+    let mut context = Context { now: world.now, ids: &mut random };
+    let made = create(&world.view, &alive(&world.view), &request, &mut context);
+    let made = world.must(made);
+    assert_eq!(made.len(), 100);
+    assert_eq!(world.view.launches.len(), 1);
+    assert!(world.view.instances.len() < 100);
+    // Whatever else is to be done waits for it.
+    let mut steps = 0;
+    while !world.view.launches.is_empty() {
+        let mut plan = reconcile::plan(&world.view, &mut context);
+        assert_eq!(plan.len(), 1);
+        assert!(world.commit(plan.remove(0)));
+        steps += 1;
+    }
+    assert!((5..40).contains(&steps), "{steps}");
+    let ids: BTreeSet<String> = made.into_iter().collect();
+    assert_eq!(world.view.instances.iter().map(|i| i.id.clone()).collect::<BTreeSet<_>>(), ids);
+    assert_eq!((world.view.disks.len(), world.view.tasks.len()), (1700, 100));
+    let servers: BTreeSet<&str> =
+        world.view.instances.iter().map(|i| i.placement.server.as_str()).collect();
+    assert_eq!(servers.len(), 100);
+    check(&world.view, &[]);
+    let again = create(&world.view, &alive(&world.view), &wanted(&tenant, 1), &mut context);
+    assert!(matches!(again, Err(Refusal::Quota { what: "instances", used: 100, .. })));
+}
+
+/// The cloud is killed after every transaction of a creation that needs several, and comes back.
+#[tokio::test]
+async fn a_creation_in_steps_is_whole_wherever_the_cloud_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let founded_at = folder.path().join("founded");
+    let mut random = Seeded(13);
+    let (world, tenant, agents) = founded(2, &mut random);
+    let record = world.view.tenants.get(&tenant).unwrap().as_ref().clone();
+    let quota = Quota { instances: 60, ..Quota::default() };
+    found(&founded_at, &world, &Tenant { quota, ..record }).await;
+    let mut request = wanted(&tenant, 50);
+    request.at_least = 10;
+    request.token = Some(super::create::NewToken {
+        action: "RunInstances".into(),
+        token: "once".into(),
+        fingerprint: "1".into(),
+    });
+    let plan = |view: &View, random: &mut Seeded| {
+        let mut context = Context { now: 2_000_000, ids: random };
+        create(view, &alive(view), &request, &mut context)
+    };
+    for death in 1.. {
+        let path = folder.path().join("state");
+        std::fs::copy(&founded_at, &path).unwrap();
+        let mut mortal = Mortal::open(&path, death).await;
+        let (draft, promised) = plan(&mortal.view, &mut random).unwrap();
+        let mut survived = mortal.commit(draft).await;
+        while let (Some(()), Some(draft)) = (survived, launch::carry_on(&mortal.view)) {
+            survived = mortal.commit(draft).await;
+        }
+        drop(mortal);
+        let mut mortal = Mortal::open(&path, u64::MAX).await;
+        while let Some(draft) = launch::carry_on(&mortal.view) {
+            mortal.commit(draft).await.unwrap();
+        }
+        // Whoever asks again gets what was promised, and it is there, once.
+        let (draft, answer) = plan(&mortal.view, &mut random).unwrap();
+        assert!(draft.is_empty() && answer == promised, "after {death} steps");
+        let there: BTreeSet<String> = mortal.view.instances.iter().map(|i| i.id.clone()).collect();
+        assert_eq!(there, promised.into_iter().collect(), "after {death} steps");
+        assert_eq!((there.len(), mortal.view.tasks.len()), (50, 50));
+        check(&mortal.view, &agents);
+        if survived.is_some() {
+            assert!(death > 3, "{death} steps are fewer than there are");
+            return;
+        }
+    }
 }
 
 #[test]
@@ -695,6 +803,33 @@ fn a_start_that_is_cancelled_or_late_is_taken_back() {
             assert!(failure.message.contains("deadline"), "{failure:?}");
         }
     }
+}
+
+#[test]
+fn an_image_runs_on_servers_of_its_architecture_alone() {
+    let mut random = Seeded(17);
+    let (mut world, tenant, agents) = founded(1, &mut random);
+    let arm =
+        Image { id: format!("m-{}", "2".repeat(20)), architecture: "arm64".into(), ..image() };
+    let mut draft = Draft::default();
+    draft.create(&arm);
+    assert!(world.commit(draft));
+    let mut context = Context { now: world.now, ids: &mut random };
+    let mut request = wanted(&tenant, 1);
+    request.image = arm.id;
+    let refused = create(&world.view, &alive(&world.view), &request, &mut context).unwrap_err();
+    let refused = crate::ecs::refusal::Refusal::from(refused);
+    assert_eq!((refused.status, &*refused.code), (403, "ImageNotSupportInstanceType"));
+    // A type of the image's architecture, and no server that is.
+    request.architecture = "arm64".to_owned();
+    let refused = create(&world.view, &alive(&world.view), &request, &mut context).unwrap_err();
+    assert!(refused.to_string().contains("has another architecture"), "{refused}");
+    let mut report = agents[0].report();
+    report.inventory.architecture = "arm64".to_owned();
+    for draft in observe::observe(&world.view, &agents[0].server, &report, &mut context) {
+        assert!(world.commit(draft));
+    }
+    assert!(create(&world.view, &alive(&world.view), &request, &mut context).is_ok());
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Tenants, their keys and quotas; servers' comings and goings.
 
 use super::{Context, Refusal, reconcile};
+use crate::ecs::wire::timestamp::to_the_second;
 use crate::model::{
-    AccessKey, Draft, JoinTicket, Quota, SecurityGroup, Segment, Server, Severity, Tenant, VSwitch,
-    View, Vpc,
+    AccessKey, Draft, JoinTicket, Quota, Room, SecurityGroup, Segment, Server, Severity, Tenant,
+    VSwitch, View, Vpc,
 };
 use std::net::Ipv4Addr;
 
@@ -219,9 +220,9 @@ pub fn join(
         certificate_sha256,
         joined: context.now,
         schedulable: true,
-        generation: 1,
         hardware: None,
         release: String::new(),
+        next_certificate_sha256: None,
     };
     let mut draft = Draft::default();
     draft.delete::<JoinTicket>(view, secret_sha256);
@@ -239,6 +240,33 @@ pub fn server<'v>(view: &'v View, id: &str) -> Result<&'v Server, Refusal> {
     let named = || view.servers.iter().find(|server| server.name == id);
     let found = view.servers.get(id).or_else(named).map(AsRef::as_ref);
     found.ok_or_else(|| Refusal::NotFound { what: "server", id: id.to_owned() })
+}
+
+/// A server was given another certificate.
+///
+/// # Errors
+/// There is no such server.
+pub fn renew(view: &View, id: &str, certificate_sha256: String) -> Result<Draft, Refusal> {
+    let server = server(view, id)?;
+    let mut draft = Draft::default();
+    let next_certificate_sha256 = Some(certificate_sha256);
+    draft.put(view, &Server { next_certificate_sha256, ..server.clone() });
+    Ok(draft)
+}
+
+/// A server has shown a certificate: if it is the one that it was given last, the one before is worth nothing any more.
+///
+/// # Errors
+/// There is no such server.
+pub fn has_shown(view: &View, id: &str, certificate_sha256: &str) -> Result<Draft, Refusal> {
+    let server = server(view, id)?;
+    let mut draft = Draft::default();
+    if server.next_certificate_sha256.as_deref() == Some(certificate_sha256) {
+        let certificate_sha256 = certificate_sha256.to_owned();
+        let next_certificate_sha256 = None;
+        draft.put(view, &Server { certificate_sha256, next_certificate_sha256, ..server.clone() });
+    }
+    Ok(draft)
 }
 
 /// Whether new instances may come to a server.
@@ -266,9 +294,32 @@ pub fn remove_server(view: &View, id: &str, context: &mut Context<'_>) -> Result
     }
     let mut draft = Draft::default();
     draft.delete::<Server>(view, &server.id);
+    // Whoever places something there at the same time plans anew.
+    draft.put(view, &Room::after_placing(view, &server.id));
     let message = format!("Server {} was removed.", server.name);
     draft.create(&context.event(None, &server.id, "ServerRemoved", Severity::Info, message));
     Ok(draft)
+}
+
+/// What is said of an authority that ends, in milliseconds since 1970.
+pub fn authority_end(ends: u64) -> String {
+    let day = to_the_second(i64::try_from(ends / 1000).unwrap_or(i64::MAX));
+    format!(
+        "The cloud's authority ends at {day}, and then nobody believes the cloud. Before that: end the cloud, move `ca` \
+         out of its state directory and start it, which makes a new one; give its certificate to every client, and let \
+         every server join again."
+    )
+}
+
+/// The event of an authority that ends, unless it was told and is kept still.
+pub fn authority_ends(view: &View, ends: u64, context: &mut Context<'_>) -> Draft {
+    const KIND: &str = "AuthorityEnds";
+    let mut draft = Draft::default();
+    if !view.events.iter().any(|event| event.kind == KIND) {
+        let message = authority_end(ends);
+        draft.create(&context.event(None, "cloud", KIND, Severity::Warning, message));
+    }
+    draft
 }
 
 fn check_name(what: &'static str, name: &str) -> Result<(), Refusal> {

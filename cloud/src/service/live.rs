@@ -2,8 +2,11 @@
 //!
 //! A cloud that is started anew knows none of it until the next reports: that is right, since it is not so old.
 
+use crate::model::{Task, View};
+use crate::plan::progress;
 use bixi_api::agent::{ObservedInstance, Report, WantedStream};
 use hyper::upgrade::Upgraded;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -36,6 +39,8 @@ pub struct Waiting {
 pub struct Live {
     heard: BTreeMap<String, Heard>,
     streams: BTreeMap<String, Waiting>,
+    /// The most that was shown of each task.
+    shown: RefCell<BTreeMap<String, u8>>,
 }
 
 impl Live {
@@ -68,11 +73,24 @@ impl Live {
         report.instances.iter().find(|observed| observed.id == instance)
     }
 
-    /// How far an instance's preparation is, in percent, if its server tells.
-    pub fn percent(&self, server: &str, instance: &str) -> Option<u8> {
-        let progress = self.instance(server, instance)?.progress.as_ref()?;
-        let percent = u128::from(progress.done) * 100 / u128::from(progress.total.max(1));
-        Some(u8::try_from(percent.min(100)).unwrap_or(100))
+    /// How far a task is, in percent. It never goes back, for as long as this process lives.
+    pub fn percent(&self, view: &View, task: &Task) -> u8 {
+        let instance = view.instances.get(&task.instance);
+        let seen = instance.and_then(|i| self.instance(&i.placement.server, &i.id));
+        let now = progress::percent(task, instance.map(AsRef::as_ref), seen);
+        let mut shown = self.shown.borrow_mut();
+        if task.step.is_final() {
+            shown.remove(&task.id);
+            return now;
+        }
+        let most = shown.entry(task.id.clone()).or_default();
+        *most = now.max(*most);
+        *most
+    }
+
+    /// Forgets how far tasks were that have ended.
+    pub fn forget(&mut self, active: &BTreeSet<String>) {
+        self.shown.get_mut().retain(|task, _| active.contains(task));
     }
 
     /// Wants a console.

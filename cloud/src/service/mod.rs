@@ -17,7 +17,7 @@ mod tenants;
 pub use live::{Heard, Live, Waiting};
 
 use crate::model::{Draft, RecordError, View, ids};
-use crate::plan::{Context, Refusal, desired, observe, reconcile};
+use crate::plan::{Context, Refusal, desired, launch, observe, reconcile};
 use crate::store::{Outcome, Revision, Store, StoreError};
 use bixi_api::agent::{DesiredState, Report};
 use std::collections::BTreeSet;
@@ -147,17 +147,39 @@ impl Control {
         &self,
         mut plan: impl FnMut(&View, &BTreeSet<String>, &mut Context<'_>) -> Result<(Draft, T), E>,
     ) -> Result<T, ChangeError<E>> {
-        for _ in 0..ATTEMPTS {
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
+            self.launch().await?;
             let alive = self.live().alive();
             let (draft, value) = {
+                let view = self.view();
+                if !view.launches.is_empty() {
+                    continue;
+                }
                 let mut context = Context { now: now(), ids: &mut ids::Kernel };
-                plan(&self.view(), &alive, &mut context).map_err(ChangeError::Refused)?
+                plan(&view, &alive, &mut context).map_err(ChangeError::Refused)?
             };
             if draft.is_empty() || self.commit(draft).await? {
+                // It is decided: should the rest fail now, the reconciler makes it.
+                if let Err(error) = self.launch().await {
+                    tracing::error!(%error, "a launch waits for the store");
+                }
                 return Ok(value);
             }
+            attempts += 1;
         }
         Err(ChangeError::Contended)
+    }
+
+    /// Brings every launch to its end.
+    async fn launch(&self) -> Result<(), StoreError> {
+        loop {
+            let step = launch::carry_on(&self.view());
+            match step {
+                Some(draft) => self.commit(draft).await?,
+                None => return Ok(()),
+            };
+        }
     }
 
     /// Commits a draft; false if it conflicts. Either way the view has what there is now.
@@ -186,7 +208,10 @@ impl Control {
                 whole &= self.commit(draft).await?;
             }
             if whole {
-                self.live().hear(server, report);
+                let view = self.view();
+                let mut live = self.live();
+                live.hear(server, report);
+                live.forget(&view.active);
                 return Ok(());
             }
         }

@@ -8,8 +8,9 @@ use std::pin::Pin;
 
 impl Cloud for Control {
     fn look(&self, look: &mut dyn FnMut(World<'_>)) {
-        let alive = self.live().alive();
-        look(World { view: &self.view(), alive: &alive });
+        let (view, live) = (self.view(), self.live());
+        let alive = live.alive();
+        look(World { view: &view, alive: &alive, live: Some(&live) });
     }
 
     fn change(
@@ -17,8 +18,9 @@ impl Cloud for Control {
         mut plan: Plan,
     ) -> Pin<Box<dyn Future<Output = Result<Done, Refusal>> + Send + '_>> {
         Box::pin(async move {
-            let planned =
-                Control::change(self, |view, alive, context| plan(World { view, alive }, context));
+            let planned = Control::change(self, |view, alive, context| {
+                plan(World { view, alive, live: None }, context)
+            });
             planned.await.map_err(|error| match error {
                 ChangeError::Refused(refusal) => refusal,
                 ChangeError::Store(error) => unavailable(&error),

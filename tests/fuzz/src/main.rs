@@ -15,6 +15,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("cloud-record", bixi_cloud::fuzz::record),
     ("cloud-agent", bixi_cloud::fuzz::agent),
     ("cloud-certificate-request", bixi_cloud::fuzz::certificate_request),
+    ("cloud-request-head", bixi_cloud::fuzz::head),
     ("ecs-signature-version-1", bixi_cloud::ecs::fuzz::signature_version_1),
     ("ecs-signature-acs3", bixi_cloud::ecs::fuzz::signature_acs3),
     ("ecs-parameters", bixi_cloud::ecs::fuzz::parameters),

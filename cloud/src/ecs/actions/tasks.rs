@@ -55,7 +55,8 @@ fn time(params: &mut Params, name: &str) -> Result<Option<u64>, Refusal> {
 
 pub fn describe_attribute(params: &mut Params, caller: &Caller) -> Result<Work, Refusal> {
     let (id, caller) = (params.needed("TaskId")?, caller.clone());
-    Ok(look(move |view| {
+    Ok(Work::Look(Box::new(move |world| {
+        let view = world.view;
         let task = view.tasks.get(&id).filter(|task| task.tenant == caller.tenant);
         let task = task.ok_or(plan::Refusal::NotFound { what: "task", id })?;
         let mut shown = common(task);
@@ -64,13 +65,14 @@ pub fn describe_attribute(params: &mut Params, caller: &Caller) -> Result<Work, 
         shown["TotalCount"] = 1.into();
         shown["SuccessCount"] = u32::from(done).into();
         shown["FailedCount"] = u32::from(failed && !done).into();
-        shown["TaskProcess"] = if task.step.is_final() { "100%" } else { "0%" }.into();
+        let percent = world.live.map_or(0, |live| live.percent(view, task));
+        shown["TaskProcess"] = format!("{percent}%").into();
         shown["OperationProgressSet"] = json!({"OperationProgress": [progress(task)]});
         match shown {
             Value::Object(reply) => Ok(reply),
             _ => Err(Refusal::internal()),
         }
-    }))
+    })))
 }
 
 fn progress(task: &Task) -> Value {
