@@ -35,6 +35,7 @@ fn serve(card: &Card, sealed: bool) -> Result<String> {
         queues: 2,
         read_only: false,
         require_sealed: sealed,
+        limits: bixi_api::storage::DiskLimits::NONE,
     };
     card.attach_as(&id, &attach)?;
     card.segment(SEGMENT, &Pair::segment(card.server()))?;

@@ -95,6 +95,7 @@ fn in_use(rack: &Rack) -> Result<()> {
         queues: 4,
         read_only: false,
         require_sealed: true,
+        limits: bixi_api::storage::DiskLimits::NONE,
     };
     expect_refusal(
         "a disk attached twice",

@@ -172,6 +172,7 @@ impl Card {
             queues: 4,
             read_only: false,
             require_sealed: true,
+            limits: bixi_api::storage::DiskLimits::NONE,
         };
         self.attach_as(id, &attach)?;
         Ok(attach.socket)

@@ -7,7 +7,7 @@ use bixi_api::network::{
     Document, HttpTokens, MetadataDescription, PortAdd, PortDescription, PortMetadata,
     SegmentDescription,
 };
-use bixi_api::storage::{DiskAttach, DiskDescription};
+use bixi_api::storage::{DiskAttach, DiskDescription, DiskLimits};
 use rustix::fs::{Gid, Uid};
 use std::collections::BTreeSet;
 use std::fs;
@@ -57,6 +57,7 @@ impl Executor {
                 queues: u16::from(desired.limits.vcpus.min(MOST_QUEUES)),
                 read_only: desired.cidata.as_ref().is_some_and(|cidata| cidata.disk == *disk),
                 require_sealed: true,
+                limits: DiskLimits { iops: desired.limits.disk_iops, bytes_per_second: None },
             };
             let path = format!("/v1/disks/{disk}/attachment");
             self.storage().put::<DiskDescription>(&path, &attach).await?;
