@@ -11,14 +11,16 @@
 //! first, and who waited need not ask again.
 //!
 //! Called by the workers of both card services; a queue that must wait is put to rest by
-//! [`Outbox::hold`](crate::worker::Outbox::hold).
+//! [`Outbox::hold`](crate::worker::Outbox::hold), and its next request remembered in a [`QueueLimit`].
 
 mod bucket;
+mod queue;
 
 #[cfg(test)]
 mod tests;
 
 pub use bucket::{BadRate, Bucket, HIGHEST, Verdict};
+pub use queue::QueueLimit;
 
 use std::time::{Duration, Instant};
 

@@ -142,6 +142,10 @@ fn a_burst_goes_at_once_and_then_one_at_a_time() {
     let verdicts: Vec<Verdict> = (0..6).map(|_| bucket.ask(0, 1)).collect();
     let later = [33_333_334, 66_666_667, 100_000_000].map(Verdict::NotBefore);
     assert_eq!(verdicts, [&[Verdict::Go; 3][..], &later].concat());
+    // Full again, whenever that is, it has a whole burst.
+    let full = Bucket::new(30).unwrap();
+    assert!((0..3).all(|_| full.try_take(7 * SECOND + 12_345_678, 1)));
+    assert!(!full.try_take(7 * SECOND + 12_345_678, 1));
     // What is given back is there for the next.
     bucket.give_back(1);
     assert_eq!(bucket.ask(0, 1), later[2]);
@@ -151,7 +155,7 @@ fn a_burst_goes_at_once_and_then_one_at_a_time() {
 fn a_request_larger_than_the_burst_goes_when_the_bucket_is_full_and_is_paid_for_after() {
     let bucket = Bucket::new(1000).unwrap();
     assert_eq!(bucket.ask(5, 5_000), Verdict::Go);
-    assert_eq!(bucket.ask(5, 1), Verdict::NotBefore(4_901_000_000 + 1_000_000));
+    assert_eq!(bucket.ask(5, 1), Verdict::NotBefore(4_901_000_005));
     let idle = 60 * SECOND;
     assert_eq!(bucket.ask(idle, 100), Verdict::Go);
     assert_eq!(bucket.ask(idle, 5_000), Verdict::NotBefore(idle + SECOND / 10));

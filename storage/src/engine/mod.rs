@@ -7,7 +7,6 @@
 //!              │        uring    the kernel's asynchronous I/O
 //!              │        bounce   aligned buffers for what direct I/O refuses
 //!              │        ranges   no two changes of one block at once
-//!            limit   requests over the disk's rates stay in the ring
 //!            media ── the disk behind a device: a file, memory, or nothing (the last two for measurements)
 //! ```
 //!
@@ -19,7 +18,6 @@ pub mod bounce;
 pub mod config;
 pub mod file;
 pub mod harness;
-pub mod limit;
 pub mod media;
 pub mod points;
 pub mod ranges;

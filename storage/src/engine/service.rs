@@ -7,7 +7,6 @@
 
 use super::config::FEATURE_FLUSH;
 use super::file::{FileEngine, Finished, NotStarted, Ticket, Work};
-use super::limit::{Limit, cost};
 use super::media::{Done, Media, MemoryMedia, ServedDisk};
 use super::points::AFTER_PUBLISH;
 use super::request::{self, Limits, Operation, STATUS_ERROR, STATUS_OK};
@@ -16,7 +15,7 @@ use bixi_api::state::{Declared, Movable};
 use bixi_offload::card::DeviceId;
 use bixi_offload::failpoint::hit;
 use bixi_offload::memory::GuestMemory;
-use bixi_offload::rate::Limiter;
+use bixi_offload::rate::{Limiter, QueueLimit};
 use bixi_offload::ring::{Batch, SplitQueue};
 use bixi_offload::worker::{
     Interest, Outbox, QueueFault, QueueKey, QueueSlot, Registry, WorkerService,
@@ -60,7 +59,7 @@ struct Queue {
     disk: Arc<ServedDisk>,
     file: usize,
     index: u16,
-    limit: Option<Limit>,
+    limit: Option<QueueLimit>,
     limits: Limits,
     /// Whether an answered write is on the medium: for drivers that did not acknowledge FLUSH.
     durable: bool,
@@ -167,7 +166,7 @@ impl BlockService {
             if let Some(limit) = &mut queue.limit {
                 limit.give_back(Instant::now());
             }
-            queue.limit = limiter.as_ref().map(Limit::new);
+            queue.limit = limiter.as_ref().map(QueueLimit::new);
             outbox.resume(QueueSlot(slot));
         }
         if let Some(device) = self.devices.get_mut(&device) {
@@ -221,7 +220,7 @@ impl Queue {
     fn must_wait(&mut self, now: Instant, request: &request::Request<'_>) -> Option<Instant> {
         let limit = self.limit.as_mut()?;
         let waited = limit.is_waiting();
-        let until = limit.ask(now, cost(&request.operation))?;
+        let until = limit.ask(now, request.operation.cost())?;
         if !waited && let Some(counters) = self.disk.counters.get(usize::from(self.index)) {
             counters.add(&Done { limited: 1, ..Done::default() });
         }
@@ -332,7 +331,7 @@ impl BlockService {
                 Ok(()) => queue.under_way += 1,
                 Err(NotStarted::Full) => {
                     if let (Some(now), Some(limit)) = (now, &mut queue.limit) {
-                        limit.keep(now, cost(&request.operation));
+                        limit.keep(now, request.operation.cost());
                     }
                     return Progress { left: batch.len() - index, until: None };
                 }
@@ -363,7 +362,7 @@ impl WorkerService for BlockService {
         self.engine.add_queue(slot);
         let (disk, file, limit) = match self.devices.get(&key.device) {
             Some(Device { disk, file, limiter }) => {
-                let limit = limiter.as_ref().map(Limit::new);
+                let limit = limiter.as_ref().map(QueueLimit::new);
                 (Arc::clone(disk), file.unwrap_or(usize::MAX), limit)
             }
             None => {

@@ -1,22 +1,18 @@
-//! A queue before its disk's limits: which request goes now, and until when the next one waits.
-//!
-//! Invariant: what a request costs is known from the one reading of it that is also carried out, so that a guest which
-//! changes it meanwhile gets nothing for less. Called by the service, on the worker that has the queue.
+//! A queue before the limits of its disk or port: which request goes now, and until when the next one waits.
 
-use super::request::Operation;
-use bixi_offload::rate::{Cost, Limiter};
+use super::{Cost, Limiter};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A queue's part in its disk's limits.
+/// A queue's part in the limits that it shares. Lives with the queue, on its worker.
 #[derive(Debug)]
-pub struct Limit {
+pub struct QueueLimit {
     limiter: Arc<Limiter>,
     /// The next request has its tokens, and may go from this time on.
     waiting: Option<(Cost, Instant)>,
 }
 
-impl Limit {
+impl QueueLimit {
     /// The part of a queue of which nothing waits.
     pub fn new(limiter: &Arc<Limiter>) -> Self {
         Self { limiter: Arc::clone(limiter), waiting: None }
@@ -54,17 +50,6 @@ impl Limit {
     }
 }
 
-/// What a request costs its disk. As in the clouds whose limits these are, a flush moves nothing and is free.
-pub fn cost(operation: &Operation<'_>) -> Cost {
-    match operation {
-        Operation::Read(_, data) | Operation::Write(_, data) => {
-            Cost { operations: 1, bytes: data.len() as u64 }
-        }
-        Operation::Discard(_) | Operation::WriteZeroes(_) => Cost { operations: 1, bytes: 0 },
-        Operation::Flush | Operation::GetId(_) | Operation::Refuse(_) => Cost::default(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,7 +57,7 @@ mod tests {
     #[test]
     fn who_waited_has_paid_and_what_takes_its_place_has_not() {
         let limiter = Arc::new(Limiter::new(Some(10), Some(1000)).unwrap().unwrap());
-        let mut limit = Limit::new(&limiter);
+        let mut limit = QueueLimit::new(&limiter);
         let now = Instant::now();
         let cost = |bytes| Cost { operations: 1, bytes };
         assert_eq!(limit.ask(now, cost(100)), None);
