@@ -215,6 +215,7 @@ impl Card {
             ipv4: vec![address],
             queue_pairs: 2,
             require_sealed: true,
+            limits: bixi_api::network::PortLimits::NONE,
         };
         self.port_as(id, &port)?;
         Ok(port.socket)
