@@ -85,6 +85,33 @@ pub struct PortAdd {
     /// Whether the front end's memory must be sealed against shrinking; on for VMs, off for foreign front ends.
     #[serde(default = "yes")]
     pub require_sealed: bool,
+    /// What it may carry at most; nothing is limited unless told. The same port with other limits changes them while it
+    /// goes on.
+    #[serde(default, skip_serializing_if = "PortLimits::is_none")]
+    pub limits: PortLimits,
+}
+
+/// What a port may carry at most, each direction by itself; a tenth of what is given for a second may come at once. What
+/// the guest sends over a limit waits, what comes for it is dropped. A large TCP packet counts as those it is cut into.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PortLimits {
+    /// Packets a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packets_per_second: Option<u64>,
+    /// Bits of Ethernet frames a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_second: Option<u64>,
+}
+
+impl PortLimits {
+    /// Nothing is limited.
+    pub const NONE: Self = Self { packets_per_second: None, bits_per_second: None };
+
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
 }
 
 fn default_pairs() -> u16 {
@@ -215,6 +242,12 @@ pub struct PortStatistics {
     /// Packets of the guest dropped because it asked the card's DNS or metadata server too often.
     #[serde(default)]
     pub limited: u64,
+    /// Packets for the guest dropped because of the port's limits.
+    #[serde(default)]
+    pub receive_limited: u64,
+    /// How often the guest's packets waited because of the port's limits.
+    #[serde(default)]
+    pub transmit_limited: u64,
     /// Flows in the port's cache now.
     #[serde(default)]
     pub flows: u64,

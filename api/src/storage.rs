@@ -58,6 +58,32 @@ pub struct DiskAttach {
     /// Whether the front end's memory must be sealed against shrinking; on for VMs, off for foreign front ends.
     #[serde(default = "yes")]
     pub require_sealed: bool,
+    /// What it may do at most; nothing is limited unless told. The same attachment with other limits changes them while
+    /// it goes on.
+    #[serde(default, skip_serializing_if = "DiskLimits::is_none")]
+    pub limits: DiskLimits,
+}
+
+/// What a disk may do at most. A request over a limit waits; a tenth of what is given for a second may come at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Reads, writes, discards and write-zeroes a second. A flush is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes read and written a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_second: Option<u64>,
+}
+
+impl DiskLimits {
+    /// Nothing is limited.
+    pub const NONE: Self = Self { iops: None, bytes_per_second: None };
+
+    /// Whether nothing is limited.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
 }
 
 fn default_queues() -> u16 {
@@ -138,4 +164,7 @@ pub struct DiskStatistics {
     pub errors: u64,
     /// Requests taken over from a dead process's in-flight record.
     pub replayed: u64,
+    /// Requests that waited because of the disk's limits.
+    #[serde(default)]
+    pub limited: u64,
 }

@@ -36,6 +36,12 @@ pub struct PortState {
     /// When it was deleted, in seconds since 1970.
     #[prost(uint64, tag = "10")]
     pub deleted_at: u64,
+    /// Packets a second, each direction, if they are limited.
+    #[prost(uint64, optional, tag = "11")]
+    pub packets_per_second: Option<u64>,
+    /// Bits a second, each direction, if they are limited.
+    #[prost(uint64, optional, tag = "12")]
+    pub bits_per_second: Option<u64>,
 }
 
 /// What a port's guest reads of itself.

@@ -17,6 +17,7 @@ pub mod frontend;
 pub mod fuzz;
 pub mod log_sink;
 pub mod memory;
+pub mod rate;
 pub mod ring;
 pub mod sigbus;
 pub mod vhost_user;

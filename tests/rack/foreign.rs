@@ -35,6 +35,7 @@ fn serve(card: &Card, sealed: bool) -> Result<String> {
         queues: 2,
         read_only: false,
         require_sealed: sealed,
+        limits: bixi_api::storage::DiskLimits::NONE,
     };
     card.attach_as(&id, &attach)?;
     card.segment(SEGMENT, &Pair::segment(card.server()))?;
@@ -46,6 +47,7 @@ fn serve(card: &Card, sealed: bool) -> Result<String> {
         ipv4: vec![Ipv4Addr::new(192, 168, 7, 50)],
         queue_pairs: 2,
         require_sealed: sealed,
+        limits: bixi_api::network::PortLimits::NONE,
     };
     card.port_as("eni-qemu", &port)?;
     Ok(id)
@@ -183,6 +185,7 @@ fn testpmd(rack: &Rack) -> Result<()> {
             ipv4: vec![Ipv4Addr::new(198, 18, 0, if number == 0 { 1 } else { 2 })],
             queue_pairs: 1,
             require_sealed: false,
+            limits: bixi_api::network::PortLimits::NONE,
         };
         card.port_as(&format!("eni-pmd{number}"), &port)?;
     }

@@ -95,6 +95,7 @@ fn in_use(rack: &Rack) -> Result<()> {
         queues: 4,
         read_only: false,
         require_sealed: true,
+        limits: bixi_api::storage::DiskLimits::NONE,
     };
     expect_refusal(
         "a disk attached twice",
@@ -113,6 +114,7 @@ fn in_use(rack: &Rack) -> Result<()> {
         ipv4: vec![[192, 168, 7, 9].into()],
         queue_pairs: 1,
         require_sealed: true,
+        limits: bixi_api::network::PortLimits::NONE,
     };
     card.port_as("eni-1", &port("02:00:00:00:00:09", "/run/bixi/p1.sock"))?;
     card.port_as("eni-1", &port("02:00:00:00:00:09", "/run/bixi/p1.sock"))?;

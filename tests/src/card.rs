@@ -172,6 +172,7 @@ impl Card {
             queues: 4,
             read_only: false,
             require_sealed: true,
+            limits: bixi_api::storage::DiskLimits::NONE,
         };
         self.attach_as(id, &attach)?;
         Ok(attach.socket)
@@ -214,6 +215,7 @@ impl Card {
             ipv4: vec![address],
             queue_pairs: 2,
             require_sealed: true,
+            limits: bixi_api::network::PortLimits::NONE,
         };
         self.port_as(id, &port)?;
         Ok(port.socket)

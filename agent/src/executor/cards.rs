@@ -1,13 +1,13 @@
 //! Disks and ports of an instance at the card: attached with its epoch, detached.
 
 use super::{Executor, Fault};
-use bixi_api::agent::{DesiredInstance, DesiredSegment};
+use bixi_api::agent::{DesiredInstance, DesiredSegment, InstanceLimits};
 use bixi_api::client::ClientError;
 use bixi_api::network::{
-    Document, HttpTokens, MetadataDescription, PortAdd, PortDescription, PortMetadata,
+    Document, HttpTokens, MetadataDescription, PortAdd, PortDescription, PortLimits, PortMetadata,
     SegmentDescription,
 };
-use bixi_api::storage::{DiskAttach, DiskDescription};
+use bixi_api::storage::{DiskAttach, DiskDescription, DiskLimits};
 use rustix::fs::{Gid, Uid};
 use std::collections::BTreeSet;
 use std::fs;
@@ -43,6 +43,7 @@ impl Executor {
                 ipv4: vec![nic.ipv4],
                 queue_pairs: 1,
                 require_sealed: true,
+                limits: port_limits(&desired.limits, desired.nics.len()),
             };
             let path = format!("/v1/ports/{}", nic.id);
             self.network().put::<PortDescription>(&path, &port).await?;
@@ -57,6 +58,7 @@ impl Executor {
                 queues: u16::from(desired.limits.vcpus.min(MOST_QUEUES)),
                 read_only: desired.cidata.as_ref().is_some_and(|cidata| cidata.disk == *disk),
                 require_sealed: true,
+                limits: DiskLimits { iops: desired.limits.disk_iops, bytes_per_second: None },
             };
             let path = format!("/v1/disks/{disk}/attachment");
             self.storage().put::<DiskDescription>(&path, &attach).await?;
@@ -109,6 +111,16 @@ pub(super) fn disks(desired: &DesiredInstance) -> impl Iterator<Item = &String> 
     own.chain(desired.cidata.iter().map(|cidata| &cidata.disk))
 }
 
+/// What each of an instance's ports may carry. The type's rates are those of all ports together, which may be on different
+/// workers of the card and know nothing of each other: each gets an equal part, so that together they have no more.
+fn port_limits(limits: &InstanceLimits, ports: usize) -> PortLimits {
+    let part = |all: u64| (all / (ports as u64).max(1)).max(1);
+    PortLimits {
+        packets_per_second: limits.nic_packets.map(part),
+        bits_per_second: limits.nic_bits.map(part),
+    }
+}
+
 /// What the guest reads of itself; it is new with every start.
 fn metadata(desired: &DesiredInstance) -> PortMetadata {
     let documents = desired.metadata.iter();
@@ -136,4 +148,22 @@ fn prepare(cards: &Path, user: u32) -> io::Result<()> {
     rustix::fs::chown(cards, Some(Uid::ROOT), group)?;
     // After the change of owner, which takes the bit away.
     fs::set_permissions(cards, fs::Permissions::from_mode(0o2750))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ports_of_an_instance_have_no_more_than_its_type_gives() {
+        let (nic_packets, nic_bits) = (Some(300_000), Some(1_000_000_000));
+        let limits = InstanceLimits { nic_packets, nic_bits, ..InstanceLimits::default() };
+        let of = |ports| {
+            let limits = port_limits(&limits, ports);
+            (limits.packets_per_second, limits.bits_per_second)
+        };
+        assert_eq!(of(1), (nic_packets, nic_bits));
+        assert_eq!(of(3), (Some(100_000), Some(333_333_333)));
+        assert_eq!(port_limits(&InstanceLimits::default(), 2), PortLimits::NONE);
+    }
 }

@@ -2,7 +2,11 @@
 
 use crate::guest::{DEAF, ECHO};
 use crate::rig::{CIDATA, DISK, Rig, wait_for};
-use bixi_api::agent::{Ending, InstanceState, KvmKind, Power, StopMode, WantedStream};
+use bixi_api::agent::{
+    Ending, InstanceLimits, InstanceState, KvmKind, Power, StopMode, WantedStream,
+};
+use bixi_api::network::{PortDescription, PortLimits};
+use bixi_api::storage::{DiskDescription, DiskLimits};
 
 #[test]
 fn an_instance_runs_speaks_stops_starts_and_goes() {
@@ -150,9 +154,55 @@ fn neither_the_cloud_nor_agent_nor_card_takes_a_guest_with_it() {
 }
 
 fn describe(control: &std::path::Path) -> Option<bixi_api::compute::VmDescription> {
+    ask(control, "/v1/vm")
+}
+
+fn ask<T: serde::de::DeserializeOwned>(control: &std::path::Path, path: &str) -> Option<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let client = bixi_api::client::ControlClient::new(control);
-    runtime.block_on(client.get("/v1/vm")).ok()
+    runtime.block_on(client.get(path)).ok()
+}
+
+#[test]
+fn the_rates_of_a_type_reach_the_card() {
+    let Some(mut rig) = Rig::new() else { return };
+    rig.start(None);
+    let mut wanted = rig.instance(ECHO);
+    wanted.limits = InstanceLimits {
+        nic_packets: Some(300_000),
+        nic_bits: Some(1_000_000_000),
+        disk_iops: Some(20_000),
+        ..wanted.limits
+    };
+    rig.desire(&wanted);
+    rig.wait_state(InstanceState::Running);
+    let on_disk = || {
+        let path = format!("/v1/disks/{DISK}");
+        let disk: DiskDescription = ask(&rig.path("run/storage.sock"), &path).unwrap();
+        disk.attachment.unwrap().attach.limits
+    };
+    let on_port = || {
+        let port: PortDescription = ask(&rig.path("run/network.sock"), "/v1/ports/eni-1").unwrap();
+        port.port.limits
+    };
+    assert_eq!(on_disk(), DiskLimits { iops: Some(20_000), bytes_per_second: None });
+    let (packets_per_second, bits_per_second) = (Some(300_000), Some(1_000_000_000));
+    assert_eq!(on_port(), PortLimits { packets_per_second, bits_per_second });
+
+    // An instance keeps what it was started with, and has the new rates with its next start.
+    wanted.limits.disk_iops = Some(110_000);
+    wanted.limits.nic_packets = None;
+    rig.desire(&wanted);
+    rig.wait_state(InstanceState::Running);
+    assert_eq!(on_disk().iops, Some(20_000));
+    wanted.boot = 2;
+    rig.desire(&wanted);
+    rig.cloud.wait("second boot", |report| {
+        let found = report.instances.first()?;
+        (found.boot == 2 && found.state == InstanceState::Running).then_some(())
+    });
+    assert_eq!(on_disk().iops, Some(110_000));
+    assert_eq!(on_port(), PortLimits { packets_per_second: None, bits_per_second });
 }
 
 #[test]

@@ -179,7 +179,8 @@ pub enum StopMode {
     Forced,
 }
 
-/// What an instance's type gives it. Rates that are not told are not limited.
+/// What an instance's type gives it. Rates that are not told are not limited; the card holds an instance to those that it
+/// was started with.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct InstanceLimits {
@@ -187,10 +188,10 @@ pub struct InstanceLimits {
     pub vcpus: u8,
     /// Memory in bytes.
     pub memory: u64,
-    /// Packets a second of all interfaces, each direction.
+    /// Packets a second of all interfaces, each direction: each interface gets an equal part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic_packets: Option<u64>,
-    /// Bits a second of all interfaces, each direction.
+    /// Bits a second of all interfaces, each direction: each interface gets an equal part.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic_bits: Option<u64>,
     /// Requests a second of each disk.

@@ -71,6 +71,7 @@ fn configure(control: &Control, sockets: &[PathBuf; 2]) -> Result<(), BenchError
             ipv4: vec![end.ip],
             queue_pairs: 1,
             require_sealed: true,
+            limits: bixi_api::network::PortLimits::NONE,
         };
         let id = format!("bench-{}", end.port);
         let _: PortDescription = control.put(&format!("/v1/ports/{id}"), &port)?;

@@ -2,7 +2,7 @@
 
 use super::ask::{Whom, escape, read_json};
 use super::{Failure, show};
-use bixi_api::network::{MetadataDescription, PortAdd, PortDescription, PortMetadata};
+use bixi_api::network::{MetadataDescription, PortAdd, PortDescription, PortLimits, PortMetadata};
 use clap::Subcommand;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ enum Verb {
         /// The port's id.
         id: String,
     },
-    /// Serve a port on a vhost-user socket.
+    /// Serve a port on a vhost-user socket; the same again with other limits changes them while it goes on.
     Add {
         /// The port's id.
         id: String,
@@ -50,6 +50,13 @@ enum Verb {
         /// Accept a front end whose memory can shrink, as that of foreign ones.
         #[arg(long)]
         allow_unsealed: bool,
+        /// The most packets a second in each direction, a tenth of it at once: more to send waits, more to receive is
+        /// dropped. No limit unless told.
+        #[arg(long, value_name = "N")]
+        packets_per_second: Option<u64>,
+        /// The most bits a second in each direction, a tenth of it at once. No limit unless told.
+        #[arg(long, value_name = "N")]
+        bits_per_second: Option<u64>,
     },
     /// What the guest of a port can read of itself; with a file, let it read that from now on.
     Metadata {
@@ -78,7 +85,18 @@ pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Fail
             let port: PortDescription = client.get(&path(id)).await?;
             whom.write(&port, show::port)
         }
-        Verb::Add { id, socket, epoch, segment, mac, ipv4, queue_pairs, allow_unsealed } => {
+        Verb::Add {
+            id,
+            socket,
+            epoch,
+            segment,
+            mac,
+            ipv4,
+            queue_pairs,
+            allow_unsealed,
+            packets_per_second,
+            bits_per_second,
+        } => {
             let add = PortAdd {
                 epoch: *epoch,
                 socket: std::path::absolute(socket)?,
@@ -87,6 +105,10 @@ pub(super) async fn run(Arguments { whom, verb }: &Arguments) -> Result<(), Fail
                 ipv4: ipv4.clone(),
                 queue_pairs: *queue_pairs,
                 require_sealed: !allow_unsealed,
+                limits: PortLimits {
+                    packets_per_second: *packets_per_second,
+                    bits_per_second: *bits_per_second,
+                },
             };
             let port: PortDescription = client.put(&path(id), &add).await?;
             whom.write(&port, |port| show::ports(std::slice::from_ref(port)))

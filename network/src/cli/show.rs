@@ -1,8 +1,8 @@
 //! Answers as tables for people.
 
 use bixi_api::network::{
-    HttpTokens, MetadataDescription, NetworkDescription, PortDescription, SegmentConfig,
-    SegmentDescription, UnderlayStatistics,
+    HttpTokens, MetadataDescription, NetworkDescription, PortDescription, PortLimits,
+    SegmentConfig, SegmentDescription, UnderlayStatistics,
 };
 use std::fmt::Write;
 
@@ -83,6 +83,7 @@ pub(super) fn port(port: &PortDescription) -> String {
         ("socket", add.socket.display().to_string()),
         ("queue pairs", add.queue_pairs.to_string()),
         ("sealed memory", if add.require_sealed { "required" } else { "not required" }.to_owned()),
+        ("limits", limits(&add.limits)),
         ("lease until", or_dash(port.lease_until)),
         ("metadata", or_dash(port.metadata.map(|generation| format!("generation {generation}")))),
         ("last fault", or_dash(port.last_fault.as_ref())),
@@ -101,11 +102,19 @@ pub(super) fn port(port: &PortDescription) -> String {
         ("too big", seen.too_big.to_string()),
         ("underlay failed", seen.underlay_failed.to_string()),
         ("limited", seen.limited.to_string()),
+        ("receive limited", seen.receive_limited.to_string()),
+        ("transmit limited", seen.transmit_limited.to_string()),
         ("flows", seen.flows.to_string()),
         ("evicted flows", seen.evicted_flows.to_string()),
         ("torn records", seen.torn_records.to_string()),
     ]));
     text
+}
+
+fn limits(limits: &PortLimits) -> String {
+    let packets = limits.packets_per_second.map(|n| format!("{n} packets/s"));
+    let bits = limits.bits_per_second.map(|n| format!("{n} bit/s"));
+    joined(&packets.into_iter().chain(bits).collect::<Vec<_>>())
 }
 
 pub(super) fn metadata(metadata: &MetadataDescription) -> String {

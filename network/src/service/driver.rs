@@ -288,11 +288,25 @@ impl Driver {
                 let _ = reply.send(described.ok_or_else(|| refusal::no_port(&id)));
             }
             Change::Replace if !dark => self.replace_port(&id, wanted, reply),
+            Change::Limit if !dark => drop(reply.send(self.limit_port(&id, wanted))),
             _ => {
                 let made = self.make_port(&id, wanted).map_err(|failure| refusal::failed(&failure));
                 let _ = reply.send(made);
             }
         }
+    }
+
+    /// Changes the limits of a port while it goes on.
+    fn limit_port(&mut self, id: &str, wanted: WantedPort) -> Result<PortDescription, Refusal> {
+        let written = self.records.put_port(id, &wanted);
+        written.map_err(|error| refusal::failed(&error.into()))?;
+        let Some(port) = self.ports.get_mut(id) else { return Err(refusal::no_port(id)) };
+        port.wanted = wanted.clone();
+        tracing::info!(port = id, limits = ?wanted.add.limits, "limits changed");
+        self.card.command(self.worker, Command::Rates(port.index, port.rates()));
+        self.model.ports.insert(id.to_owned(), wanted);
+        let port = self.ports.get(id).map(|port| self.describe_port(id, port));
+        port.ok_or_else(|| refusal::no_port(id))
     }
 
     /// Serves a port that is not served now.

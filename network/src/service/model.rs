@@ -29,6 +29,8 @@ pub enum Change {
     Make,
     /// It takes the place of what there is.
     Replace,
+    /// It is so already but for its limits, which may change while it goes on.
+    Limit,
 }
 
 /// A port as it was asked for.
@@ -191,6 +193,9 @@ impl Model {
         let change = match self.ports.get(id) {
             None => Change::Make,
             Some(port) if port.add == *add => return Ok((Change::None, mac)),
+            Some(port) if PortAdd { limits: add.limits, ..port.add.clone() } == *add => {
+                return Ok((Change::Limit, mac));
+            }
             Some(port) if port.add.epoch == add.epoch => {
                 let message = format!("port {id} is otherwise at epoch {seen}.");
                 return Err(conflict("PortExists", message, "Delete it, or give a higher epoch."));
@@ -392,6 +397,9 @@ mod tests {
         assert_eq!(code(model.check_port("eni-1", &older)), "StaleEpoch");
         let other = PortAdd { queue_pairs: 2, ..same.clone() };
         assert_eq!(code(model.check_port("eni-1", &other)), "PortExists");
+        let limits = bixi_api::network::PortLimits::NONE;
+        let limited = PortAdd { limits, ..same.clone() };
+        assert_eq!(model.check_port("eni-1", &limited).unwrap().0, Change::Limit);
         let newer = PortAdd { epoch: 6, queue_pairs: 2, ..same.clone() };
         assert_eq!(model.check_port("eni-1", &newer).unwrap().0, Change::Replace);
 

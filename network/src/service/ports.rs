@@ -15,6 +15,7 @@ use crate::engine::view::{PortIndex, PortView};
 use crate::packet::offload::feature;
 use crate::switch::NewPort;
 use crate::switch::counters::PortCounters;
+use crate::switch::rates::Rates;
 use crate::tables::Table;
 use crate::tables::lease::Leases;
 use bixi_api::network::{PortAdd, PortDescription};
@@ -148,7 +149,14 @@ impl Port {
         let leases = Arc::new(leases);
         self.leases = Some(Arc::clone(&leases));
         let (view, counters) = (self.view(), Arc::clone(&self.counters));
-        Ok(NewPort { device: DeviceId(0), view, flows, leases, counters, metadata: None })
+        let (device, rates) = (DeviceId(0), self.rates());
+        Ok(NewPort { device, view, flows, leases, counters, metadata: None, rates })
+    }
+
+    /// What it may carry, with full buckets.
+    pub fn rates(&self) -> Rates {
+        // Limits that cannot be were refused before.
+        Rates::new(&self.wanted.add.limits).unwrap_or_default()
     }
 
     /// How it is, but for its metadata.

@@ -22,7 +22,7 @@ use crate::state::{
     DocumentState, MetadataState, NamedHostState, NamesState, PeerState, PortState, SegmentState,
 };
 use crate::tables::Table;
-use bixi_api::network::{NamedHost, Peer, PortAdd, SegmentConfig, SegmentNames};
+use bixi_api::network::{NamedHost, Peer, PortAdd, PortLimits, SegmentConfig, SegmentNames};
 use bixi_api::state::{PAYLOAD_LIMIT, Payload};
 use prost::Message;
 use rustix::fs::FlockOperation;
@@ -352,6 +352,8 @@ pub fn port_state(id: &str, port: &WantedPort) -> PortState {
         queue_pairs: add.queue_pairs.into(),
         require_sealed: add.require_sealed,
         deleted_at: 0,
+        packets_per_second: add.limits.packets_per_second,
+        bits_per_second: add.limits.bits_per_second,
     }
 }
 
@@ -380,6 +382,10 @@ pub fn decode_port(payload: &Payload) -> Result<(String, DecodedPort), String> {
         ipv4: state.ipv4.into_iter().map(Into::into).collect(),
         queue_pairs: u16::try_from(state.queue_pairs).map_err(|_| "too many queues")?,
         require_sealed: state.require_sealed,
+        limits: PortLimits {
+            packets_per_second: state.packets_per_second,
+            bits_per_second: state.bits_per_second,
+        },
     };
     rules::check_port(&add).map_err(|(_, message)| message)?;
     Ok((state.id, DecodedPort::Served(WantedPort { add, mac })))

@@ -7,7 +7,8 @@ use crate::engine::names::Names;
 use crate::engine::view::{PeerView, mask};
 use crate::packet::vxlan::VNI_LIMIT;
 use crate::underlay::check_endpoint;
-use bixi_api::network::{NamedHost, PortAdd, SegmentConfig, SegmentNames};
+use bixi_api::network::{NamedHost, PortAdd, PortLimits, SegmentConfig, SegmentNames};
+use bixi_offload::rate::HIGHEST;
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -125,7 +126,24 @@ pub fn check_port(add: &PortAdd) -> Result<Mac, Wrong> {
         let wrong = format!("the socket {shown} has a path of more than {SOCKET_PATH} bytes.");
         return Err(("BadSocket", wrong));
     }
+    check_limits(&add.limits)?;
     Ok(mac)
+}
+
+/// Whether a port can have these limits.
+fn check_limits(limits: &PortLimits) -> Result<(), Wrong> {
+    for (rate, what, most) in [
+        (limits.packets_per_second, "packets", HIGHEST),
+        (limits.bits_per_second, "bits", HIGHEST * 8),
+    ] {
+        if let Some(rate) = rate.filter(|rate| !(1..=most).contains(rate)) {
+            let wrong = format!(
+                "{rate} {what} a second: 1 to {most} are possible, and what is left out is not limited."
+            );
+            return Err(("BadLimit", wrong));
+        }
+    }
+    Ok(())
 }
 
 /// What the engine needs of a segment that can be as asked.
@@ -276,6 +294,7 @@ const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::UNSPE
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::switch::rates::Rates;
     use bixi_api::network::{NamedHost, Peer, SegmentNames};
 
     pub fn port(n: u8) -> PortAdd {
@@ -287,6 +306,7 @@ pub(crate) mod tests {
             ipv4: vec![Ipv4Addr::new(10, 0, 0, n)],
             queue_pairs: 1,
             require_sealed: true,
+            limits: PortLimits { packets_per_second: Some(1000), bits_per_second: Some(9) },
         }
     }
 
@@ -323,6 +343,13 @@ pub(crate) mod tests {
         assert_eq!(check_port(&port(1)).unwrap(), Mac([2, 0, 0, 0, 0, 1]));
         let good = port(1);
         let a = good.ipv4[0];
+        let packets = |n| PortLimits { packets_per_second: Some(n), ..PortLimits::NONE };
+        let bits = |n| PortLimits { bits_per_second: Some(n), ..PortLimits::NONE };
+        // Whatever passes here, the switch can do.
+        for limits in [PortLimits::NONE, packets(1), packets(HIGHEST), bits(1), bits(HIGHEST * 8)] {
+            assert!(check_port(&PortAdd { limits, ..good.clone() }).is_ok());
+            assert!(Rates::new(&limits).is_ok());
+        }
         for (bad, code) in [
             (PortAdd { segment: 0, ..good.clone() }, "BadSegment"),
             (PortAdd { segment: 1 << 24, ..good.clone() }, "BadSegment"),
@@ -335,6 +362,10 @@ pub(crate) mod tests {
             (PortAdd { queue_pairs: 0, ..good.clone() }, "BadQueues"),
             (PortAdd { queue_pairs: 33, ..good.clone() }, "BadQueues"),
             (PortAdd { socket: "port".into(), ..good.clone() }, "BadSocket"),
+            (PortAdd { limits: packets(0), ..good.clone() }, "BadLimit"),
+            (PortAdd { limits: packets(HIGHEST + 1), ..good.clone() }, "BadLimit"),
+            (PortAdd { limits: bits(0), ..good.clone() }, "BadLimit"),
+            (PortAdd { limits: bits(HIGHEST * 8 + 1), ..good.clone() }, "BadLimit"),
             (PortAdd { socket: "/".into(), ..good.clone() }, "BadSocket"),
             (
                 PortAdd { socket: format!("/{}", "x".repeat(99)).into(), ..good.clone() },

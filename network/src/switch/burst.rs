@@ -3,6 +3,8 @@
 //! What a burst knows of its frames is kept in arrays of numbers, not in one structure per frame: a structure that is
 //! written field by field and copied whole soon after waits for its own stores, and that costs more than a look-up.
 //!
+//! What comes for a port over its limit ends where its queue would be chosen.
+//!
 //! Invariant: a fate is decided on the head in the burst's own memory; after [`Burst::decide`] no frame is undecided, and
 //! after [`Burst::choose_queues`] none is for a port without a queue.
 
@@ -16,6 +18,8 @@ use crate::engine::policy::{self, Ingress, Packet};
 use crate::engine::view::{PortIndex, SegmentView};
 use crate::packet::offload::Offload;
 use crate::packet::{ETHERNET, Frame, HEAD, parse};
+use bixi_offload::rate::Cost;
+use std::time::Instant;
 
 /// Frames in a burst: enough to pay for what is done once per burst, few enough for the nearest cache.
 pub const BATCH: usize = 32;
@@ -154,6 +158,25 @@ impl Burst {
             .fold((0, 0), |(frames, bytes), (_, length)| (frames + 1, bytes + u64::from(*length)))
     }
 
+    /// What frame `index` costs where packets and bytes are limited: as much as those that it will be cut into.
+    pub fn cost(&self, index: usize) -> Cost {
+        let length = u64::from(self.lengths[index]);
+        let offload = self.offload(index).filter(|_| self.fates[index] != Fate::Gone);
+        let Some(cut) = offload.and_then(|offload| offload.segmentation) else {
+            return Cost { operations: 1, bytes: length };
+        };
+        let headers = u64::from(cut.headers);
+        let payload = length.saturating_sub(headers);
+        let segments = payload.div_ceil(u64::from(cut.size).max(1)).max(1);
+        Cost { operations: segments, bytes: length + (segments - 1) * headers }
+    }
+
+    /// Forgets the frame that was added last.
+    pub fn pop(&mut self) {
+        self.len = self.len.saturating_sub(1);
+        self.plain &= !(1 << self.len);
+    }
+
     /// Adds a frame of `length` bytes whose header and head `read` puts where it is told, `header` bytes of header first;
     /// it says how many bytes there were. `features` are those that the sender negotiated.
     ///
@@ -279,16 +302,26 @@ impl Burst {
         carried > ETHERNET + usize::from(mtu)
     }
 
-    /// Chooses the receive queue of every frame for a port of this process. A port without any loses the frame.
+    /// Chooses the receive queue of every frame for a port of this process. A port without any loses the frame, and so does
+    /// one whose limit is reached.
     #[inline]
     pub fn choose_queues(&mut self, ports: &Ports) {
-        for (fate, hash) in self.fates[..self.len].iter_mut().zip(&self.hashes) {
-            let Fate::Local(index) = *fate else { continue };
-            let Some(port) = ports.port(index) else {
-                *fate = Fate::Gone;
+        let mut now = None;
+        for index in 0..self.len.min(BATCH) {
+            let Fate::Local(to) = self.fates[index] else { continue };
+            let Some(port) = ports.port(to) else {
+                self.fates[index] = Fate::Gone;
                 continue;
             };
-            *fate = match port.receive_queue((*hash >> 32) as u32) {
+            if let Some(limiter) = &port.receive_limit {
+                let now = *now.get_or_insert_with(Instant::now);
+                if !limiter.try_take(now, self.cost(index)) {
+                    port.counters.add_receive_limited();
+                    self.fates[index] = Fate::Gone;
+                    continue;
+                }
+            }
+            self.fates[index] = match port.receive_queue((self.hashes[index] >> 32) as u32) {
                 Some(slot) => Fate::Receive(slot.0 as u32),
                 None => {
                     port.counters.add_received(0, 0, 1);

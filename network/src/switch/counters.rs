@@ -49,6 +49,8 @@ pub struct PortCounters {
     sent_bytes: AtomicU64,
     answered: AtomicU64,
     dropped: [AtomicU64; Reason::COUNT],
+    receive_limited: AtomicU64,
+    transmit_limited: AtomicU64,
     evicted: AtomicU64,
     flows: AtomicU64,
     torn: AtomicU64,
@@ -72,6 +74,16 @@ impl PortCounters {
         add(&self.received, frames);
         add(&self.received_bytes, bytes);
         add(&self.no_buffer, no_buffer);
+    }
+
+    /// Counts a packet for the guest that was one too many.
+    pub fn add_receive_limited(&self) {
+        add(&self.receive_limited, 1);
+    }
+
+    /// Counts that the guest's packets must wait.
+    pub fn add_transmit_limited(&self) {
+        add(&self.transmit_limited, 1);
     }
 
     /// Writes how many torn records were found when the port's tables were opened, before a worker has them.
@@ -103,6 +115,8 @@ impl PortCounters {
             too_big: dropped(Reason::TooBig),
             underlay_failed: dropped(Reason::Underlay),
             limited: dropped(Reason::Limited),
+            receive_limited: self.receive_limited.load(Relaxed),
+            transmit_limited: self.transmit_limited.load(Relaxed),
             flows: self.flows.load(Relaxed),
             evicted_flows: self.evicted.load(Relaxed),
             torn_records: self.torn.load(Relaxed),

@@ -25,10 +25,13 @@ pub mod frame;
 mod limit;
 mod metadata;
 mod ports;
+pub mod rates;
 mod receive;
 mod software;
 mod transmit;
 
+#[cfg(test)]
+mod rates_tests;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]
@@ -47,6 +50,7 @@ use bixi_offload::worker::{
 use burst::Burst;
 use counters::PortCounters;
 use ports::Ports;
+use rates::Rates;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -66,6 +70,8 @@ pub enum Command {
     View(Arc<View>),
     /// The guest of a port reads this of itself from now on.
     Metadata(PortIndex, Arc<Metadata>),
+    /// A port may carry this from now on.
+    Rates(PortIndex, Rates),
 }
 
 /// A port to own.
@@ -83,6 +89,8 @@ pub struct NewPort {
     pub counters: Arc<PortCounters>,
     /// What its guest reads of itself, if anything.
     pub metadata: Option<Arc<Metadata>>,
+    /// What it may carry.
+    pub rates: Rates,
 }
 
 /// All ports, their queues, and room for the batch under way.
@@ -181,17 +189,20 @@ impl WorkerService for Switch {
     }
 
     fn detach(&mut self, slot: QueueSlot, outbox: &mut Outbox<()>) {
-        // Nothing is held between batches, so it can go at once.
+        // Nothing is held between batches, so it can go at once; what waits for its limit is in the ring.
         if let Some(queue) = self.ports.detach(slot) {
             outbox.detached(slot, queue);
         }
     }
 
-    fn command(&mut self, command: Command, _outbox: &mut Outbox<()>) {
+    fn command(&mut self, command: Command, outbox: &mut Outbox<()>) {
         match command {
             Command::AddPort(port) => self.ports.add(*port, self.work.now),
             Command::RemovePort(index) => self.ports.remove(index),
             Command::View(view) => self.ports.see(view),
+            Command::Rates(index, rates) => {
+                self.ports.limit(index, rates, |slot| outbox.resume(slot));
+            }
             Command::Metadata(index, metadata) => {
                 if let Some(port) = self.ports.port_mut(index) {
                     port.metadata = Some(metadata);
@@ -205,7 +216,7 @@ impl WorkerService for Switch {
         slot: QueueSlot,
         outbox: &mut Outbox<()>,
     ) -> Result<usize, QueueFault> {
-        let done = self.transmit(slot)?;
+        let done = self.transmit(slot, outbox)?;
         self.work.busy |= done > 0;
         self.tell_faults(outbox);
         Ok(done)

@@ -5,12 +5,14 @@
 use super::NewPort;
 use super::counters::PortCounters;
 use super::limit::Limit;
+use super::rates::Rates;
 use crate::engine::flow::FlowTable;
 use crate::engine::view::{PortIndex, PortView, SegmentView, View};
 use crate::metadata::Metadata;
 use crate::metadata::stack::Stack;
 use crate::tables::lease::Leases;
 use bixi_offload::card::DeviceId;
+use bixi_offload::rate::{Limiter, QueueLimit};
 use bixi_offload::ring::SplitQueue;
 use bixi_offload::worker::{Interest, QueueKey, QueueSlot};
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +32,9 @@ pub struct Port {
     pub stack: Option<Box<Stack>>,
     /// How often its guest may ask the card's own servers.
     pub limit: Limit,
+    /// What may come for its guest.
+    pub receive_limit: Option<Arc<Limiter>>,
+    transmit_limit: Option<Arc<Limiter>>,
     device: DeviceId,
     /// Its receive queues that run, in the order of their pairs.
     receive: Vec<(u16, QueueSlot)>,
@@ -53,6 +58,17 @@ pub struct Attached {
     pub port: Option<PortIndex>,
     /// Its index in the device.
     pub index: u16,
+    /// Its part in what the port's guest may send.
+    pub limit: Option<QueueLimit>,
+}
+
+impl Attached {
+    /// What waits for the port's limit waits no longer.
+    fn give_back(&mut self) {
+        if let Some(limit) = &mut self.limit {
+            limit.give_back(Instant::now());
+        }
+    }
 }
 
 /// All ports and queues of a worker.
@@ -69,7 +85,7 @@ pub struct Ports {
 
 impl Ports {
     pub fn add(&mut self, new: NewPort, now: u32) {
-        let NewPort { device, view, flows, leases, counters, metadata } = new;
+        let NewPort { device, view, flows, leases, counters, metadata, rates } = new;
         let index = usize::from(view.index.0);
         if self.list.len() <= index {
             self.list.resize_with(index + 1, || None);
@@ -86,6 +102,8 @@ impl Ports {
             metadata,
             stack: None,
             limit: Limit::new(now),
+            receive_limit: rates.receive,
+            transmit_limit: rates.transmit,
             device,
             receive,
         });
@@ -96,6 +114,21 @@ impl Ports {
             self.devices.remove(&port.device);
         }
         self.set_timer(index, None);
+    }
+
+    /// Limits a port anew; `resume` hears of its transmit queues, which may have waited for the old limits.
+    pub fn limit(&mut self, index: PortIndex, rates: Rates, mut resume: impl FnMut(QueueSlot)) {
+        for (slot, attached) in self.queues.iter_mut().enumerate() {
+            let Some(attached) = attached.as_mut().filter(|queue| queue.port == Some(index)) else {
+                continue;
+            };
+            attached.give_back();
+            attached.limit = rates.transmit.as_ref().map(QueueLimit::new);
+            resume(QueueSlot(slot));
+        }
+        if let Some(port) = self.port_mut(index) {
+            (port.receive_limit, port.transmit_limit) = (rates.receive, rates.transmit);
+        }
     }
 
     /// Says when the stack of a port must take its next turn.
@@ -155,7 +188,9 @@ impl Ports {
         if self.queues.len() <= slot.0 {
             self.queues.resize_with(slot.0 + 1, || None);
         }
-        self.queues[slot.0] = Some(Attached { queue, port, index: key.index });
+        let rates = port.and_then(|port| self.port(port)).map(|port| &port.transmit_limit);
+        let limit = rates.and_then(|limiter| limiter.as_ref().map(QueueLimit::new));
+        self.queues[slot.0] = Some(Attached { queue, port, index: key.index, limit });
         // Virtio numbers the queues of pair n: receive 2n, transmit 2n + 1.
         if key.index % 2 == 1 {
             return Interest::Polled;
@@ -181,6 +216,8 @@ impl Ports {
 
     pub fn detach(&mut self, slot: QueueSlot) -> Option<SplitQueue> {
         self.stop(slot);
-        self.queues.get_mut(slot.0)?.take().map(|attached| attached.queue)
+        let mut attached = self.queues.get_mut(slot.0)?.take()?;
+        attached.give_back();
+        Some(attached.queue)
     }
 }

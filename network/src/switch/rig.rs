@@ -1,6 +1,7 @@
 //! A switch with guests, all in this thread: the driver's side of every queue is played by [`DriverQueue`].
 
 use super::counters::PortCounters;
+use super::rates::Rates;
 use super::{Command, NewPort, Switch};
 use crate::address::Mac;
 use crate::engine::flow::FlowTable;
@@ -12,6 +13,7 @@ use crate::metadata::token::Key;
 use crate::packet::offload::header_length;
 use crate::tables::lease::Leases;
 use crate::underlay::Underlay;
+use bixi_api::network::PortLimits;
 use bixi_offload::card::DeviceId;
 use bixi_offload::frontend::{Backing, Buffer, DriverQueue, GuestArena};
 use bixi_offload::ring::{Notifiers, QueueLayout, QueueSetup, SplitQueue};
@@ -197,6 +199,7 @@ impl Rig {
             leases: leases.clone(),
             counters: counters.clone(),
             metadata: self.metadata.take(),
+            rates: Rates::default(),
         };
         self.switch.command(Command::AddPort(Box::new(new)), &mut self.outbox);
         let mut arena = GuestArena::new(0x10_0000, 64 << 20, Backing::Unsealed).unwrap();
@@ -282,6 +285,13 @@ impl Rig {
                 return Ok(());
             }
         }
+    }
+
+    /// Limits a guest's port.
+    pub fn limit(&mut self, guest: usize, limits: PortLimits) {
+        let index = PortIndex(guest as u16);
+        let rates = Rates::new(&limits).unwrap();
+        self.switch.command(Command::Rates(index, rates), &mut self.outbox);
     }
 
     /// Takes a receive queue away from the switch.

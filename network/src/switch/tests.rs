@@ -8,12 +8,12 @@ use bixi_offload::ring::{FEATURE_EVENT_IDX, FEATURE_INDIRECT};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
-const BASE: u64 = feature::VERSION_1 | FEATURE_EVENT_IDX | FEATURE_INDIRECT;
+pub(super) const BASE: u64 = feature::VERSION_1 | FEATURE_EVENT_IDX | FEATURE_INDIRECT;
 const SENDS: u64 = feature::CSUM | feature::HOST_TSO4 | feature::HOST_ECN | feature::HOST_TSO6;
 const TAKES: u64 = feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::GUEST_ECN;
-const ALL: u64 = BASE | SENDS | TAKES | feature::MRG_RXBUF;
+pub(super) const ALL: u64 = BASE | SENDS | TAKES | feature::MRG_RXBUF;
 
-fn udp(from: u8, to: u8, port: u16, payload: &[u8]) -> Vec<u8> {
+pub(super) fn udp(from: u8, to: u8, port: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(mac(from).0, mac(to).0)
         .ipv4(address(from).octets(), address(to).octets(), 64)
@@ -23,7 +23,7 @@ fn udp(from: u8, to: u8, port: u16, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn tcp(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
+pub(super) fn tcp(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(mac(from).0, mac(to).0)
         .ipv4(address(from).octets(), address(to).octets(), 64)
@@ -35,7 +35,7 @@ fn tcp(from: u8, to: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Leaves the checksum of a TCP frame to the other side, as a guest's driver does.
-fn leave_checksum(frame: &mut [u8]) -> Offload {
+pub(super) fn leave_checksum(frame: &mut [u8]) -> Offload {
     let Payload::Ipv4(ipv4) = parse(frame, frame.len()).unwrap().payload else { panic!() };
     let length = ipv4.total - u16::from(ipv4.header);
     let sum = crate::packet::checksum::Sum::default()
@@ -45,11 +45,11 @@ fn leave_checksum(frame: &mut [u8]) -> Offload {
     Offload { checksum: Some(Partial { start: 34, offset: 16 }), segmentation: None }
 }
 
-fn counters(rig: &Rig, guest: usize) -> bixi_api::network::PortStatistics {
+pub(super) fn counters(rig: &Rig, guest: usize) -> bixi_api::network::PortStatistics {
     rig.guests[guest].counters.read()
 }
 
-fn pattern(length: usize) -> Vec<u8> {
+pub(super) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|i| (i * 7 + i / 251) as u8).collect()
 }
 

@@ -13,9 +13,14 @@ use crate::engine::view::PortIndex;
 use crate::packet::offload::{Offload, header_length};
 use crate::underlay::{Batch as DatagramBatch, Target, Underlay};
 use bixi_offload::memory::{GuestBytes, GuestMemory};
-use bixi_offload::ring::{Batch, RingError, fence_before_calls};
-use bixi_offload::worker::{QueueFault, QueueSlot};
+use bixi_offload::rate::QueueLimit;
+use bixi_offload::ring::{Batch, Chain, RingError, fence_before_calls};
+use bixi_offload::worker::{Outbox, QueueFault, QueueSlot};
 use std::sync::Arc;
+use std::time::Instant;
+
+/// The most frames taken at once from a queue whose port is limited: what is taken and may not go is put back.
+const LIMITED_BATCH: usize = 8;
 
 /// Where the rests of a burst's frames are.
 trait Rests {
@@ -62,23 +67,41 @@ impl Rests for DatagramBatch<'_> {
 }
 
 impl Switch {
-    /// Moves what a guest's transmit queue has, one burst. Returns how many frames.
-    pub(super) fn transmit(&mut self, slot: QueueSlot) -> Result<usize, QueueFault> {
+    /// Moves what a guest's transmit queue has, one burst, and of it what its port's limit allows. Returns how many frames.
+    pub(super) fn transmit(
+        &mut self,
+        slot: QueueSlot,
+        outbox: &mut Outbox<()>,
+    ) -> Result<usize, QueueFault> {
         let Self { ports, underlay, burst, sent, work } = self;
-        let Some(Attached { queue, port, index }) = ports.attached(slot) else { return Ok(0) };
+        let Some(Attached { queue, port, index, limit }) = ports.attached(slot) else {
+            return Ok(0);
+        };
         let (index, port) = (*index, *port);
-        let taken = queue.take(BATCH, sent).map_err(|error| QueueFault::Ring { index, error })?;
+        let most = if limit.is_some() { LIMITED_BATCH } else { BATCH };
+        let taken = queue.take(most, sent).map_err(|error| QueueFault::Ring { index, error })?;
         if taken == 0 {
             return Ok(0);
         }
         let (memory, features) = (Arc::clone(queue.memory()), queue.features());
+        let mut left = 0;
         if let Some(port) = port {
             let chains = Chains { batch: sent, memory: &memory, header: header_length(features) };
             let mut tally = Tally::default();
-            read_chains(burst, &chains, features, &mut tally);
+            match limit {
+                None => read_chains(burst, &chains, features, &mut tally),
+                Some(limit) => {
+                    if let Some(until) = read_allowed(burst, &chains, features, &mut tally, limit) {
+                        left = taken - burst.len();
+                        outbox.hold(until);
+                        ports.port(port).inspect(|port| port.counters.add_transmit_limited());
+                    }
+                }
+            }
             forward_from_port(ports, underlay.as_mut(), burst, work, &chains, port, &mut tally);
         }
         if let Some(Attached { queue, .. }) = ports.attached(slot) {
+            queue.give_back(sent, left);
             for chain in sent.chains(&memory) {
                 queue.complete(chain.head(), 0);
             }
@@ -86,7 +109,7 @@ impl Switch {
             work.revealed.push(slot);
         }
         call_drivers(ports, work);
-        Ok(taken)
+        Ok(taken - left)
     }
 
     /// Moves what the underlay's sockets have. Returns how many frames.
@@ -150,19 +173,55 @@ pub(super) fn call_drivers(ports: &mut Ports, work: &mut Work) {
 fn read_chains(burst: &mut Burst, chains: &Chains<'_>, features: u64, tally: &mut Tally) {
     burst.clear();
     for chain in chains.batch.chains(chains.memory) {
-        let readable = chain.readable();
-        // One that is shorter than its header, or longer than any packet, is as malformed as an empty one.
-        let length = readable.len().saturating_sub(chains.header);
-        let length = if length > LONGEST { 0 } else { length };
-        burst.add(length, chains.header, features, tally, |to| {
-            let piece = readable.first();
-            if piece.len() >= to.len() && copy::read(&piece, 0, to) {
-                to.len()
-            } else {
-                readable.read(to)
-            }
-        });
+        read_chain(burst, &chain, chains.header, features, tally);
     }
+}
+
+/// Reads the head of a chain.
+#[inline(always)]
+fn read_chain(
+    burst: &mut Burst,
+    chain: &Chain<'_>,
+    header: usize,
+    features: u64,
+    tally: &mut Tally,
+) {
+    let readable = chain.readable();
+    // One that is shorter than its header, or longer than any packet, is as malformed as an empty one.
+    let length = readable.len().saturating_sub(header);
+    let length = if length > LONGEST { 0 } else { length };
+    burst.add(length, header, features, tally, |to| {
+        let piece = readable.first();
+        if piece.len() >= to.len() && copy::read(&piece, 0, to) {
+            to.len()
+        } else {
+            readable.read(to)
+        }
+    });
+}
+
+/// Reads the heads of the chains that may go now, and says until when the next one must wait, if there is one. What a frame
+/// costs is known from the reading of it that is also sent.
+fn read_allowed(
+    burst: &mut Burst,
+    chains: &Chains<'_>,
+    features: u64,
+    tally: &mut Tally,
+    limit: &mut QueueLimit,
+) -> Option<Instant> {
+    burst.clear();
+    let now = Instant::now();
+    for chain in chains.batch.chains(chains.memory) {
+        let before = *tally;
+        read_chain(burst, &chain, chains.header, features, tally);
+        let cost = burst.cost(burst.len().saturating_sub(1));
+        if let Some(until) = limit.ask(now, cost) {
+            burst.pop();
+            *tally = before;
+            return Some(until);
+        }
+    }
+    None
 }
 
 /// Sends the frames of a guest to wherever they go.

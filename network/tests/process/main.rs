@@ -10,6 +10,7 @@ mod guest;
 mod hostile;
 mod namespace;
 mod overlay;
+mod rates;
 mod server;
 mod services;
 mod survival;

@@ -2,7 +2,7 @@
 
 use bixi_api::client::{ClientError, ControlClient};
 use bixi_api::error::ApiError;
-use bixi_api::network::{PortAdd, PortDescription, PortStatistics, SegmentConfig};
+use bixi_api::network::{PortAdd, PortDescription, PortLimits, PortStatistics, SegmentConfig};
 use serde::de::DeserializeOwned;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -130,6 +130,7 @@ impl Server {
             ipv4: vec![Ipv4Addr::new(10, 0, 0, n)],
             queue_pairs,
             require_sealed: false,
+            limits: PortLimits::NONE,
         }
     }
 

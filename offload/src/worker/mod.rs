@@ -2,7 +2,8 @@
 //!
 //! A worker runs the same loop for every card service; what is done with a queue is a [`WorkerService`]. A queue in
 //! use is polled with kicks off; one that had nothing for the spin time is armed and waits for its kick eventfd; when
-//! all are armed, the worker sleeps in `epoll_wait`. The driver reaches a worker only through its mailbox.
+//! all are armed, the worker sleeps in `epoll_wait`. A queue that is held, because of its rate limit, is left alone until
+//! its time has come. The driver reaches a worker only through its mailbox.
 //!
 //! Invariants: no lock and no allocation while queues move data; a queue belongs to one worker at a time, and comes
 //! back to the driver only after the service has let go of it; a fault of one queue stops that queue and is reported,

@@ -3,8 +3,8 @@
 //! ```text
 //!            ┌──────────────► Passive ──────────┐
 //! (attach) ──┤                                  ├──► Leaving ──► (free)
-//!            └──► Polled ◄──► Armed ────────────┤
-//!                    │          │               │
+//!            └──► Polled ◄─┬► Armed ──────────┤
+//!                    │      └► Held  ───────────┤
 //!                    └──────────┴──► Broken ────┘
 //! ```
 
@@ -18,6 +18,8 @@ pub(super) enum State {
     Polled(Instant),
     /// Asleep until its kick.
     Armed,
+    /// Left alone until this time, whatever its driver makes available; kicks stay off.
+    Held(Instant),
     /// The service looks at it when it has something for it.
     Passive,
     /// At fault: not looked at until the driver takes it back.
@@ -29,12 +31,12 @@ pub(super) enum State {
 impl State {
     /// Whether a queue may go from here to `next`.
     pub fn can_become(self, next: Self) -> bool {
-        use State::{Armed, Broken, Leaving, Passive, Polled};
+        use State::{Armed, Broken, Held, Leaving, Passive, Polled};
         match (self, next) {
             (Leaving, _) => false,
             (_, Leaving) => true,
-            (Polled(_), Polled(_) | Armed) | (Armed, Polled(_)) => true,
-            (Polled(_) | Armed | Passive, Broken) => true,
+            (Polled(_), Polled(_) | Armed | Held(_)) | (Armed | Held(_), Polled(_)) => true,
+            (Polled(_) | Armed | Held(_) | Passive, Broken) => true,
             _ => false,
         }
     }
@@ -100,6 +102,15 @@ impl Slots {
     /// Whether a queue is polled.
     pub fn any_polled(&self) -> bool {
         self.entries.iter().flatten().any(|e| matches!(e.state, State::Polled(_)))
+    }
+
+    /// The first time at which a held queue is to be looked at, if there is one.
+    pub fn first_held(&self) -> Option<Instant> {
+        let held = self.entries.iter().flatten().filter_map(|e| match e.state {
+            State::Held(until) => Some(until),
+            _ => None,
+        });
+        held.min()
     }
 
     /// Whether a queue waits for its kick.

@@ -1,8 +1,8 @@
 //! The loop of a worker thread.
 //!
 //! A turn: read the mailbox, poll each queue in use, let the service do the rest, send what it told. With nothing done
-//! for the spin time and every queue armed, the thread sleeps in `epoll_wait` until a kick, an order, one of the
-//! service's descriptors or its deadline.
+//! for the spin time and every queue armed or held, the thread sleeps in `epoll_wait` until a kick, an order, one of the
+//! service's descriptors, its deadline or the end of the first hold.
 //!
 //! A kick eventfd is watched edge-triggered for as long as its queue is here and never read: each write wakes the
 //! epoll, and what was written before the watch began shows as the first edge. So no kick is lost between the last
@@ -152,12 +152,30 @@ impl<S: WorkerService, N: FnMut(Note<S::Report>)> Loop<S, N> {
 
     fn poll_queues(&mut self) -> usize {
         let mut done = 0;
+        let mut now = None;
         for index in 0..self.slots.len() {
             let slot = QueueSlot(index);
-            let Some(State::Polled(since)) = self.slots.get(slot).map(|entry| entry.state) else {
-                continue;
+            let since = match self.slots.get(slot).map(|entry| entry.state) {
+                Some(State::Polled(since)) => since,
+                Some(State::Held(until)) => {
+                    let now = *now.get_or_insert_with(Instant::now);
+                    if now < until {
+                        continue;
+                    }
+                    self.slots.change(slot, State::Polled(now));
+                    now
+                }
+                _ => continue,
             };
-            match self.service.poll_queue(slot, &mut self.outbox) {
+            let polled = self.service.poll_queue(slot, &mut self.outbox);
+            if let Some(until) = self.outbox.take_hold() {
+                done += polled.as_ref().copied().unwrap_or_default();
+                self.slots.change(slot, State::Held(until));
+                if polled.is_ok() {
+                    continue;
+                }
+            }
+            match polled {
                 Ok(0) => self.rest(slot, since),
                 Ok(n) => {
                     done += n;
@@ -204,6 +222,11 @@ impl<S: WorkerService, N: FnMut(Note<S::Report>)> Loop<S, N> {
         while let Some((slot, fault)) = self.outbox.next_fault() {
             self.fault(slot, fault);
         }
+        while let Some(slot) = self.outbox.next_resumed() {
+            if self.slots.get(slot).is_some_and(|entry| matches!(entry.state, State::Held(_))) {
+                self.slots.change(slot, State::Polled(Instant::now()));
+            }
+        }
         while let Some((slot, queue)) = self.outbox.next_detached() {
             if let Some(kick) = &queue.notifiers().kick {
                 // Passive queues were never added.
@@ -226,11 +249,8 @@ impl<S: WorkerService, N: FnMut(Note<S::Report>)> Loop<S, N> {
             self.last_work = Instant::now();
             return Ok(());
         }
-        let timeout = self
-            .service
-            .deadline()
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        self.wait(timeout)
+        let deadline = self.service.deadline().into_iter().chain(self.slots.first_held()).min();
+        self.wait(deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())))
     }
 
     /// Looks for kicks of sleeping queues now and then while others are busy.

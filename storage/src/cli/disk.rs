@@ -2,7 +2,7 @@
 
 use super::{Failure, size};
 use bixi_api::client::{ClientError, ControlClient};
-use bixi_api::storage::{DiskAttach, DiskCreate, DiskDescription};
+use bixi_api::storage::{DiskAttach, DiskCreate, DiskDescription, DiskLimits};
 use clap::{Subcommand, ValueEnum};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ enum Verb {
         /// The disk's id.
         id: String,
     },
-    /// Serve a disk on a vhost-user socket.
+    /// Serve a disk on a vhost-user socket; the same again with other limits changes them while it goes on.
     Attach {
         /// The disk's id.
         id: String,
@@ -78,6 +78,12 @@ enum Verb {
         /// Accept a front end whose memory can shrink, as that of foreign ones.
         #[arg(long)]
         allow_unsealed: bool,
+        /// The most reads, writes and discards a second, a tenth of it at once; flushes are free. No limit unless told.
+        #[arg(long, value_name = "N")]
+        iops: Option<u64>,
+        /// The most bytes a second, for example 100M, a tenth of it at once. No limit unless told.
+        #[arg(long, value_name = "N", value_parser = size::parse)]
+        bytes_per_second: Option<u64>,
     },
     /// Serve a disk no longer.
     Detach {
@@ -113,13 +119,23 @@ async fn ask(arguments: &Arguments) -> Result<(), Failure> {
             let () = client.delete(&path(id)).await?;
             return Ok(());
         }
-        Verb::Attach { id, socket, epoch, queues, read_only, allow_unsealed } => {
+        Verb::Attach {
+            id,
+            socket,
+            epoch,
+            queues,
+            read_only,
+            allow_unsealed,
+            iops,
+            bytes_per_second,
+        } => {
             let attach = DiskAttach {
                 epoch: *epoch,
                 socket: std::path::absolute(socket)?,
                 queues: *queues,
                 read_only: *read_only,
                 require_sealed: !allow_unsealed,
+                limits: DiskLimits { iops: *iops, bytes_per_second: *bytes_per_second },
             };
             vec![client.put(&format!("{}/attachment", path(id)), &attach).await?]
         }
@@ -244,6 +260,7 @@ fn show(output: Output, disk: &DiskDescription) -> Result<(), Failure> {
     line("queues", attach.queues.to_string())?;
     line("read-only", attach.read_only.to_string())?;
     line("sealed", if attach.require_sealed { "required" } else { "not required" }.to_owned())?;
+    line("limits", limits(&attach.limits))?;
     if let Some(waiting) = &attachment.waiting {
         line("waiting", waiting.clone())?;
     }
@@ -256,7 +273,15 @@ fn show(output: Output, disk: &DiskDescription) -> Result<(), Failure> {
     line("discards", seen.discards.to_string())?;
     line("errors", seen.errors.to_string())?;
     line("replayed", seen.replayed.to_string())?;
+    line("limited", seen.limited.to_string())?;
     Ok(())
+}
+
+fn limits(limits: &DiskLimits) -> String {
+    let iops = limits.iops.map(|iops| format!("{iops} IOPS"));
+    let bytes = limits.bytes_per_second.map(|bytes| format!("{}/s", size::show(bytes)));
+    let told: Vec<String> = iops.into_iter().chain(bytes).collect();
+    if told.is_empty() { "none".to_owned() } else { told.join(", ") }
 }
 
 #[cfg(test)]
@@ -267,6 +292,13 @@ mod tests {
     fn an_id_cannot_become_another_path() {
         assert_eq!(escape("d-0123"), "d-0123");
         assert_eq!(escape("../x?y"), "%2E%2E%2Fx%3Fy");
+    }
+
+    #[test]
+    fn limits_are_shown_as_they_were_asked_for() {
+        let of = |iops, bytes_per_second| limits(&DiskLimits { iops, bytes_per_second });
+        assert_eq!(of(None, None), "none");
+        assert_eq!(of(Some(200), Some(10 << 20)), "200 IOPS, 10 MiB/s");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::service::{BlockService, Command};
 use bixi_offload::card::DeviceId;
 use bixi_offload::frontend::{Backing, Buffer, DriverQueue, GuestArena};
 use bixi_offload::memory::{GuestMemory, PageSize};
+use bixi_offload::rate::Limiter;
 use bixi_offload::ring::{Notifiers, QueueLayout, QueueSetup, SplitQueue};
 use bixi_offload::worker::{Outbox, QueueFault, QueueKey, QueueSlot, WorkerService};
 use std::convert::Infallible;
@@ -79,6 +80,12 @@ impl Harness {
             drivers.push(driver);
         }
         Ok(Self { service, queues: drivers, outbox, arena })
+    }
+
+    /// Limits the disk, or not any longer.
+    pub fn limit(&mut self, limiter: Option<Limiter>) {
+        let limit = Command::Limit(DEVICE, limiter.map(Arc::new));
+        self.service.command(limit, &mut self.outbox);
     }
 
     /// The guest's memory.

@@ -113,6 +113,7 @@ pub struct Counters {
     flushes: AtomicU64,
     discards: AtomicU64,
     errors: AtomicU64,
+    limited: AtomicU64,
 }
 
 /// What one batch did, to be added to the counters at once.
@@ -132,6 +133,8 @@ pub struct Done {
     pub discards: u64,
     /// Requests answered with an error.
     pub errors: u64,
+    /// Requests that had to wait for the disk's limits.
+    pub limited: u64,
 }
 
 impl Counters {
@@ -151,6 +154,7 @@ impl Counters {
         add(&self.flushes, done.flushes);
         add(&self.discards, done.discards);
         add(&self.errors, done.errors);
+        add(&self.limited, done.limited);
     }
 }
 
@@ -185,6 +189,7 @@ impl ServedDisk {
             discards: sum(|queue| &queue.discards),
             errors: sum(|queue| &queue.errors),
             replayed: 0,
+            limited: sum(|queue| &queue.limited),
         }
     }
 }
@@ -218,6 +223,9 @@ pub struct CountersState {
     /// Requests answered with an error.
     #[prost(uint64, tag = "7")]
     pub errors: u64,
+    /// Requests that waited because of the disk's limits.
+    #[prost(uint64, tag = "8")]
+    pub limited: u64,
 }
 
 impl Movable for ServedDisk {
@@ -236,6 +244,7 @@ impl Movable for ServedDisk {
             flushes: now.flushes,
             discards: now.discards,
             errors: now.errors,
+            limited: now.limited,
         };
         Declared::State(Payload::new(COUNTERS_KIND, COUNTERS_VERSION, &state))
     }

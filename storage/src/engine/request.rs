@@ -11,6 +11,7 @@
 
 use super::config::{FEATURE_DISCARD, FEATURE_WRITE_ZEROES};
 use super::ranges::Span;
+use bixi_offload::rate::Cost;
 use bixi_offload::ring::{Chain, Segments};
 
 /// Bytes of the unit in which positions are counted, whatever the block size.
@@ -69,6 +70,20 @@ pub enum Operation<'a> {
     GetId(Segments<'a>),
     /// Nothing: the request is refused with this status.
     Refuse(u8),
+}
+
+impl Operation<'_> {
+    /// What it costs its disk, where that is limited. As in the clouds whose limits these are, a flush moves nothing and
+    /// is free.
+    pub fn cost(&self) -> Cost {
+        match self {
+            Self::Read(_, data) | Self::Write(_, data) => {
+                Cost { operations: 1, bytes: data.len() as u64 }
+            }
+            Self::Discard(_) | Self::WriteZeroes(_) => Cost { operations: 1, bytes: 0 },
+            Self::Flush | Self::GetId(_) | Self::Refuse(_) => Cost::default(),
+        }
+    }
 }
 
 /// A request.

@@ -2,7 +2,8 @@
 //!
 //! Requests on a file go through the [`FileEngine`] and are answered when they are done; those on the measuring media
 //! are answered at once. Invariants: the guest memory of a queue is held until its last request was answered; a queue
-//! goes back only when nothing of it is under way.
+//! goes back only when nothing of it is under way. A request that its disk's limits hold back is not taken: it stays in
+//! the ring, its queue is left alone until its time has come, and all of a dead or ended session is found there.
 
 use super::config::FEATURE_FLUSH;
 use super::file::{FileEngine, Finished, NotStarted, Ticket, Work};
@@ -14,6 +15,7 @@ use bixi_api::state::{Declared, Movable};
 use bixi_offload::card::DeviceId;
 use bixi_offload::failpoint::hit;
 use bixi_offload::memory::GuestMemory;
+use bixi_offload::rate::{Limiter, QueueLimit};
 use bixi_offload::ring::{Batch, SplitQueue};
 use bixi_offload::worker::{
     Interest, Outbox, QueueFault, QueueKey, QueueSlot, Registry, WorkerService,
@@ -22,15 +24,20 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The most requests taken from one queue in a row, so that its neighbours get their turn.
 const BATCH: usize = 64;
+/// The same of a queue whose disk is limited: what is taken and may not go is put back.
+const LIMITED_BATCH: usize = 8;
 
 /// What the driver tells a worker.
 #[derive(Debug)]
 pub enum Command {
     /// The device is this disk; before the device's first queue is attached.
     Serve(DeviceId, Arc<ServedDisk>),
+    /// From now on a device, which is served, is limited like this, or not at all. All workers share the limiter.
+    Limit(DeviceId, Option<Arc<Limiter>>),
     /// The device is gone; all its queues went back.
     Forget(DeviceId),
 }
@@ -40,6 +47,7 @@ pub enum Command {
 struct Device {
     disk: Arc<ServedDisk>,
     file: Option<usize>,
+    limiter: Option<Arc<Limiter>>,
 }
 
 /// A queue on this worker.
@@ -47,9 +55,11 @@ struct Device {
 struct Queue {
     ring: SplitQueue,
     memory: Arc<GuestMemory>,
+    device: DeviceId,
     disk: Arc<ServedDisk>,
     file: usize,
     index: u16,
+    limit: Option<QueueLimit>,
     limits: Limits,
     /// Whether an answered write is on the medium: for drivers that did not acknowledge FLUSH.
     durable: bool,
@@ -58,6 +68,15 @@ struct Queue {
     /// Chains were completed and not yet published.
     unpublished: bool,
     done: Done,
+}
+
+/// How much of a batch was done.
+#[derive(Debug, Clone, Copy, Default)]
+struct Progress {
+    /// Chains of its end that were left.
+    left: usize,
+    /// Until when the first of them must wait, if it must.
+    until: Option<Instant>,
 }
 
 /// All disks on one worker.
@@ -132,6 +151,30 @@ impl BlockService {
     }
 }
 
+impl BlockService {
+    /// Limits a device anew. What waits for the old limits asks the new ones.
+    fn limit(
+        &mut self,
+        device: DeviceId,
+        limiter: Option<Arc<Limiter>>,
+        outbox: &mut Outbox<Infallible>,
+    ) {
+        for (slot, queue) in self.queues.iter_mut().enumerate() {
+            let Some(queue) = queue.as_mut().filter(|queue| queue.device == device) else {
+                continue;
+            };
+            if let Some(limit) = &mut queue.limit {
+                limit.give_back(Instant::now());
+            }
+            queue.limit = limiter.as_ref().map(QueueLimit::new);
+            outbox.resume(QueueSlot(slot));
+        }
+        if let Some(device) = self.devices.get_mut(&device) {
+            device.limiter = limiter;
+        }
+    }
+}
+
 impl Movable for BlockService {
     /// A worker has nothing of its own but requests under way, which cannot be adopted: they are waited for.
     fn declare(&self) -> Declared {
@@ -171,6 +214,17 @@ impl Queue {
             Task::Flush => self.done.flushes += 1,
             Task::Discard | Task::WriteZeroes => self.done.discards += 1,
         }
+    }
+
+    /// Until when a request must wait for the disk's limits, if it must.
+    fn must_wait(&mut self, now: Instant, request: &request::Request<'_>) -> Option<Instant> {
+        let limit = self.limit.as_mut()?;
+        let waited = limit.is_waiting();
+        let until = limit.ask(now, request.operation.cost())?;
+        if !waited && let Some(counters) = self.disk.counters.get(usize::from(self.index)) {
+            counters.add(&Done { limited: 1, ..Done::default() });
+        }
+        Some(until)
     }
 
     /// Answers a request whose status is known.
@@ -223,26 +277,40 @@ impl Queue {
 }
 
 impl BlockService {
-    /// Answers all of a batch at once, for the measuring media.
+    /// Answers a batch at once, for the measuring media. Whether the disk is limited is asked once for all of it.
     #[inline]
-    fn serve_now(queue: &mut Queue, batch: &Batch) {
+    fn serve_now<const LIMITED: bool>(queue: &mut Queue, batch: &Batch) -> Progress {
         let (memory, disk) = (Arc::clone(&queue.memory), Arc::clone(&queue.disk));
         let medium = match &disk.media {
             Media::Memory(memory) => Some(memory),
             _ => None,
         };
-        for chain in batch.chains(&memory) {
+        let now = if LIMITED { Some(Instant::now()) } else { None };
+        for (index, chain) in batch.chains(&memory).enumerate() {
             let request = request::parse(&chain, &queue.limits);
+            if let Some(until) = now.and_then(|now| queue.must_wait(now, &request)) {
+                return Progress { left: batch.len() - index, until: Some(until) };
+            }
             let status = queue.do_now(medium, &request.operation);
             queue.answer(chain.head(), &request, status);
         }
+        Progress::default()
     }
 
-    /// Starts the requests of a batch; returns how many chains were left for want of room.
-    fn start(engine: &mut FileEngine, slot: usize, queue: &mut Queue, batch: &Batch) -> usize {
+    /// Starts the requests of a batch, as many as there is room for and the disk's limits allow.
+    fn start<const LIMITED: bool>(
+        engine: &mut FileEngine,
+        slot: usize,
+        queue: &mut Queue,
+        batch: &Batch,
+    ) -> Progress {
         let memory = Arc::clone(&queue.memory);
+        let now = if LIMITED { Some(Instant::now()) } else { None };
         for (index, chain) in batch.chains(&memory).enumerate() {
             let request = request::parse(&chain, &queue.limits);
+            if let Some(until) = now.and_then(|now| queue.must_wait(now, &request)) {
+                return Progress { left: batch.len() - index, until: Some(until) };
+            }
             let work = match request.operation {
                 Operation::Read(offset, data) => Work::Move(Task::Read, offset, data),
                 Operation::Write(offset, data) => Work::Move(Task::Write, offset, data),
@@ -261,14 +329,19 @@ impl BlockService {
             // SAFETY: the queue holds its memory until its last request was released.
             match unsafe { engine.start(ticket, queue.file, queue.durable, &work) } {
                 Ok(()) => queue.under_way += 1,
-                Err(NotStarted::Full) => return batch.len() - index,
+                Err(NotStarted::Full) => {
+                    if let (Some(now), Some(limit)) = (now, &mut queue.limit) {
+                        limit.keep(now, request.operation.cost());
+                    }
+                    return Progress { left: batch.len() - index, until: None };
+                }
                 Err(NotStarted::TooManyPieces) => {
                     queue.done.errors += 1;
                     queue.answer(chain.head(), &request, STATUS_ERROR);
                 }
             }
         }
-        0
+        Progress::default()
     }
 }
 
@@ -287,11 +360,14 @@ impl WorkerService for BlockService {
         }
         self.touched.reserve(self.queues.len());
         self.engine.add_queue(slot);
-        let (disk, file) = match self.devices.get(&key.device) {
-            Some(device) => (Arc::clone(&device.disk), device.file.unwrap_or(usize::MAX)),
+        let (disk, file, limit) = match self.devices.get(&key.device) {
+            Some(Device { disk, file, limiter }) => {
+                let limit = limiter.as_ref().map(QueueLimit::new);
+                (Arc::clone(disk), file.unwrap_or(usize::MAX), limit)
+            }
             None => {
                 tracing::error!(?key, "a queue of a disk that this worker was not told of");
-                (Arc::new(ServedDisk::nothing()), usize::MAX)
+                (Arc::new(ServedDisk::nothing()), usize::MAX, None)
             }
         };
         let limits =
@@ -300,9 +376,11 @@ impl WorkerService for BlockService {
         self.queues[slot] = Some(Queue {
             memory: Arc::clone(ring.memory()),
             ring,
+            device: key.device,
             disk,
             file,
             index: key.index,
+            limit,
             limits,
             durable,
             under_way: 0,
@@ -321,6 +399,9 @@ impl WorkerService for BlockService {
         let Some(entry) = self.queues.get_mut(slot.0) else { return };
         if let Some(queue) = entry {
             queue.leaving = true;
+            if let Some(limit) = &mut queue.limit {
+                limit.give_back(Instant::now());
+            }
             if queue.under_way == 0
                 && let Some(queue) = entry.take()
             {
@@ -329,12 +410,13 @@ impl WorkerService for BlockService {
         }
     }
 
-    fn command(&mut self, command: Command, _outbox: &mut Outbox<Infallible>) {
+    fn command(&mut self, command: Command, outbox: &mut Outbox<Infallible>) {
         match command {
             Command::Serve(device, disk) => {
                 let file = self.engine.open(&disk);
-                self.devices.insert(device, Device { disk, file });
+                self.devices.insert(device, Device { disk, file, limiter: None });
             }
+            Command::Limit(device, limiter) => self.limit(device, limiter, outbox),
             Command::Forget(device) => {
                 if let Some(file) = self.devices.remove(&device).and_then(|device| device.file) {
                     self.engine.close(file);
@@ -346,14 +428,15 @@ impl WorkerService for BlockService {
     fn poll_queue(
         &mut self,
         slot: QueueSlot,
-        _outbox: &mut Outbox<Infallible>,
+        outbox: &mut Outbox<Infallible>,
     ) -> Result<usize, QueueFault> {
         let Some(Some(queue)) = self.queues.get_mut(slot.0) else { return Ok(0) };
         if queue.leaving {
             return Ok(0);
         }
         let in_file = matches!(queue.disk.media, Media::File(_));
-        let room = if in_file { self.engine.room().min(BATCH) } else { BATCH };
+        let most = if queue.limit.is_some() { LIMITED_BATCH } else { BATCH };
+        let room = if in_file { self.engine.room().min(most) } else { most };
         let taken = queue
             .ring
             .take(room, &mut self.batch)
@@ -365,15 +448,17 @@ impl WorkerService for BlockService {
         for chain in self.batch.chains(&queue.memory) {
             chain.readable().first().prefetch();
         }
-        let left = match in_file {
-            true => Self::start(&mut self.engine, slot.0, queue, &self.batch),
-            false => {
-                Self::serve_now(queue, &self.batch);
-                0
-            }
+        let Progress { left, until } = match (in_file, queue.limit.is_some()) {
+            (true, false) => Self::start::<false>(&mut self.engine, slot.0, queue, &self.batch),
+            (true, true) => Self::start::<true>(&mut self.engine, slot.0, queue, &self.batch),
+            (false, false) => Self::serve_now::<false>(queue, &self.batch),
+            (false, true) => Self::serve_now::<true>(queue, &self.batch),
         };
         if left > 0 {
             queue.ring.give_back(&mut self.batch, left);
+        }
+        if let Some(until) = until {
+            outbox.hold(until);
         }
         if queue.unpublished {
             queue.publish();

@@ -546,3 +546,79 @@ fn the_measuring_media_answer_at_once() {
     assert_eq!(one(&mut h, WRITE, 8, Data::Out(&[1; 4096])).0, STATUS_OK);
     assert_eq!(disk.statistics().read_bytes, 4096);
 }
+
+/// A disk in memory behind `queues` queues, limited to so many requests and bytes a second from now on.
+fn limited(queues: u16, iops: Option<u64>, bytes: Option<u64>) -> (Arc<ServedDisk>, Harness) {
+    let root = tempfile::tempdir_in("/dev/shm").unwrap();
+    let disk = disk(root.path(), SIZE, None);
+    let mut h = Harness::new(&disk, 16 << 20, queues, 256, FEATURES).unwrap();
+    h.limit(Limiter::new(iops, bytes).unwrap());
+    (disk, h)
+}
+
+/// Asks for `count` reads of `length` bytes on a queue.
+fn read_often(h: &mut Harness, queue: usize, count: usize, length: u32) {
+    for _ in 0..count {
+        assert!(h.ask(queue, READ, 0, Data::In(length)).is_some());
+    }
+}
+
+#[test]
+fn the_queues_of_a_disk_share_its_limit_evenly() {
+    let began = Instant::now();
+    let (disk, mut h) = limited(2, Some(200), None);
+    read_often(&mut h, 0, 60, 4096);
+    read_often(&mut h, 1, 60, 4096);
+    let mut came = [0u64; 2];
+    while came != [60; 2] {
+        h.turn().unwrap();
+        for (queue, came) in h.queues.iter_mut().zip(&mut came) {
+            queue.take_all(|_| *came += 1).unwrap();
+        }
+        let most = 20.0 + 200.0 * began.elapsed().as_secs_f64();
+        assert!((came[0] + came[1]) as f64 <= most, "{came:?} of {most}");
+        assert!(came[0].abs_diff(came[1]) <= 2 * LIMITED_BATCH as u64, "{came:?}");
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
+    let seen = disk.statistics();
+    assert_eq!((seen.reads, seen.errors), (120, 0));
+    // Each but those of the burst, unless this thread was away for a while.
+    assert!(seen.limited > 0 && seen.limited <= 100, "{} waited", seen.limited);
+}
+
+#[test]
+fn a_request_larger_than_the_burst_goes_and_is_paid_for_after() {
+    let began = Instant::now();
+    let (disk, mut h) = limited(1, None, Some(4_000_000));
+    read_often(&mut h, 0, 3, 512 << 10);
+    run(&mut h, 3);
+    let least = Duration::from_secs_f64(2.0 * f64::from(512 << 10) / 4e6);
+    assert!(began.elapsed() >= least, "{:?} of {least:?}", began.elapsed());
+    assert_eq!(disk.statistics().read_bytes, 3 * (512 << 10));
+}
+
+#[test]
+fn what_waits_goes_when_the_limit_goes_and_a_flush_waits_for_none() {
+    // A byte a second: what waits, waits for hours.
+    let (disk, mut h) = limited(2, None, Some(1));
+    read_often(&mut h, 0, 5, 4096);
+    run(&mut h, 1);
+    h.turn().unwrap();
+    assert!(h.outbox.take_hold().is_some_and(|until| until > Instant::now()));
+    h.ask(1, FLUSH, 0, Data::In(0)).unwrap();
+    run(&mut h, 1);
+    let seen = disk.statistics();
+    assert_eq!((seen.reads, seen.flushes, seen.limited), (1, 1, 1));
+    // Nothing of what waits is under way, so that a process may end with it.
+    assert_eq!(h.service.declare(), Declared::Stateless);
+
+    h.limit(Limiter::new(Some(1_000_000), None).unwrap());
+    run(&mut h, 4);
+    h.limit(Limiter::new(None, Some(1)).unwrap());
+    read_often(&mut h, 0, 2, 4096);
+    run(&mut h, 1);
+    h.turn().unwrap();
+    h.limit(None);
+    run(&mut h, 1);
+    assert_eq!(disk.statistics().reads, 7);
+}

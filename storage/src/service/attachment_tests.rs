@@ -31,7 +31,14 @@ struct Process {
 
 fn attach(epoch: u64) -> DiskAttach {
     let socket = "/s".into();
-    DiskAttach { epoch, socket, queues: 1, read_only: false, require_sealed: true }
+    DiskAttach {
+        epoch,
+        socket,
+        queues: 1,
+        read_only: false,
+        require_sealed: true,
+        limits: bixi_api::storage::DiskLimits::NONE,
+    }
 }
 
 struct Random(u64);

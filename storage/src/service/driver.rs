@@ -18,9 +18,10 @@ use crate::disk::store::{Store, StoreError};
 use crate::engine::config::Shape;
 use crate::engine::media::{FileMedia, Media, ServedDisk, counters};
 use crate::engine::service::{BlockService, Command};
-use bixi_api::storage::{DiskAttach, DiskDescription};
+use bixi_api::storage::{DiskAttach, DiskDescription, DiskLimits};
 use bixi_offload::card::{Card, CardError, CardEvent, DeviceConfig, DeviceId, WorkerId};
 use bixi_offload::control::{Listener, Refusal, SocketFile};
+use bixi_offload::rate::Limiter;
 use bixi_offload::vhost_user::Offer;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -149,7 +150,7 @@ impl Driver {
         let (listener, file) = listener.into_parts().map_err(failed)?;
         let config = self.device(shape, listener, false);
         let device = self.card.add_device(config)?;
-        self.serve(device, &Arc::new(disk));
+        self.serve(device, &Arc::new(disk), None);
         self.bench.extend(file);
         Ok(())
     }
@@ -297,11 +298,31 @@ impl Driver {
                 self.going.insert(id.clone(), Going::Attached(Box::new(attached)));
                 self.feed(&id, Event::Begin);
             }
+            Some(Going::Attached(attached)) if attached.changes_limits(&attach) => {
+                let _ = reply.send(self.limit(&id, attach.limits));
+            }
             Some(Going::Attached(attached)) => attached.again(&id, &attach, reply),
             Some(going) => {
                 let _ = reply.send(Err(refusal::busy(&id, going.word())));
             }
         }
+    }
+
+    /// Changes the limits of an attached disk while it goes on.
+    fn limit(&mut self, id: &DiskId, limits: DiskLimits) -> Result<DiskDescription, Refusal> {
+        let Some(Going::Attached(attached)) = self.going.get_mut(id) else {
+            return Err(refusal::busy(id, "changed"));
+        };
+        attached.set_limits(id, limits, &self.records)?;
+        tracing::info!(disk = %id, ?limits, "limits changed");
+        // Where it is not served yet, that begins with them.
+        if let (Some(device), Some(_)) = (attached.device, &attached.served) {
+            let limiter = attached.limiter();
+            for worker in &self.workers {
+                self.card.command(*worker, Command::Limit(device, limiter.clone()));
+            }
+        }
+        Ok(attached.describe(id))
     }
 
     fn detach(&mut self, id: DiskId, reply: Reply<DiskDescription>) {
@@ -493,12 +514,16 @@ impl Driver {
         });
         attached.waiting = None;
         attached.served = Some(Arc::clone(&disk));
-        self.serve(device, &disk);
+        let limiter = attached.limiter();
+        self.serve(device, &disk, limiter);
     }
 
-    fn serve(&mut self, device: DeviceId, disk: &Arc<ServedDisk>) {
+    fn serve(&mut self, device: DeviceId, disk: &Arc<ServedDisk>, limiter: Option<Arc<Limiter>>) {
         for worker in &self.workers {
             self.card.command(*worker, Command::Serve(device, Arc::clone(disk)));
+            if limiter.is_some() {
+                self.card.command(*worker, Command::Limit(device, limiter.clone()));
+            }
         }
         self.card.release(device);
     }

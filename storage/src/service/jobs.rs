@@ -106,7 +106,14 @@ mod tests {
 
     fn attach(epoch: u64) -> DiskAttach {
         let socket = "/s".into();
-        DiskAttach { epoch, socket, queues: 2, read_only: false, require_sealed: true }
+        DiskAttach {
+            epoch,
+            socket,
+            queues: 2,
+            read_only: false,
+            require_sealed: true,
+            limits: bixi_api::storage::DiskLimits::NONE,
+        }
     }
 
     #[test]

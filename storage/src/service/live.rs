@@ -12,10 +12,11 @@ use crate::engine::config::Shape;
 use crate::engine::media::ServedDisk;
 use bixi_api::state::{Declared, Movable};
 use bixi_api::storage::{
-    AttachmentDescription, DiskAttach, DiskCreation, DiskDescription, DiskStatistics,
+    AttachmentDescription, DiskAttach, DiskCreation, DiskDescription, DiskLimits, DiskStatistics,
 };
 use bixi_offload::card::{CardEvent, DeviceId};
 use bixi_offload::control::{Refusal, SocketFile};
+use bixi_offload::rate::Limiter;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -178,6 +179,39 @@ impl Attached {
         }
     }
 
+    /// Whether `attach` is the attachment that there is, promised and with other limits.
+    pub fn changes_limits(&self, attach: &DiskAttach) -> bool {
+        let now = &self.machine.attach;
+        let promised = matches!(self.machine.stage(), Stage::Standing { .. } | Stage::Serving);
+        let same = DiskAttach { limits: now.limits, ..attach.clone() } == *now;
+        promised && same && attach.limits != now.limits
+    }
+
+    /// Writes other limits down; from here on they are those of the attachment.
+    ///
+    /// # Errors
+    /// They cannot be written down: then the old ones hold.
+    pub fn set_limits(
+        &mut self,
+        id: &DiskId,
+        limits: DiskLimits,
+        records: &Records,
+    ) -> Result<(), Refusal> {
+        let before = std::mem::replace(&mut self.machine.attach.limits, limits);
+        self.record(id, records);
+        self.refusal_at_record.take().map_or(Ok(()), |refusal| {
+            self.machine.attach.limits = before;
+            Err(refusal)
+        })
+    }
+
+    /// What holds the disk to its limits, if it has any.
+    pub fn limiter(&self) -> Option<Arc<Limiter>> {
+        // Rates that cannot be were refused before.
+        let limiter = super::records::limiter(&self.machine.attach.limits).unwrap_or_default();
+        limiter.map(Arc::new)
+    }
+
     /// Somebody asks for an attachment where there is one.
     pub fn again(&mut self, id: &DiskId, attach: &DiskAttach, reply: Reply<DiskDescription>) {
         let now = &self.machine.attach;
@@ -284,6 +318,7 @@ mod tests {
             queues: 2,
             read_only: false,
             require_sealed: true,
+            limits: DiskLimits::NONE,
         }
     }
 

@@ -11,7 +11,8 @@ use crate::disk::durable;
 use crate::disk::envelope;
 use crate::engine::config::Shape;
 use bixi_api::state::Payload;
-use bixi_api::storage::DiskAttach;
+use bixi_api::storage::{DiskAttach, DiskLimits};
+use bixi_offload::rate::{BadRate, Limiter};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,6 +60,12 @@ pub struct AttachmentState {
     /// Whether write-zeroes may deallocate.
     #[prost(bool, tag = "10")]
     pub zeroes_may_unmap: bool,
+    /// Requests a second, if they are limited.
+    #[prost(uint64, optional, tag = "11")]
+    pub iops: Option<u64>,
+    /// Bytes a second, if they are limited.
+    #[prost(uint64, optional, tag = "12")]
+    pub bytes_per_second: Option<u64>,
 }
 
 /// An attachment as it was promised.
@@ -87,6 +94,8 @@ impl Record {
             discard: self.shape.discard,
             write_zeroes: self.shape.write_zeroes,
             zeroes_may_unmap: self.shape.zeroes_may_unmap,
+            iops: self.attach.limits.iops,
+            bytes_per_second: self.attach.limits.bytes_per_second,
         };
         Payload::new(KIND, VERSION, &state)
     }
@@ -107,6 +116,7 @@ impl Record {
             queues,
             read_only: state.read_only,
             require_sealed: state.require_sealed,
+            limits: DiskLimits { iops: state.iops, bytes_per_second: state.bytes_per_second },
         };
         check(&attach).map_err(|(_, message)| message)?;
         let shape = Shape {
@@ -147,7 +157,17 @@ pub fn check(attach: &DiskAttach) -> Result<(), (&'static str, String)> {
             format!("the socket {shown} has a path of more than {SOCKET_PATH} bytes."),
         ));
     }
-    Ok(())
+    limiter(&attach.limits)
+        .map(drop)
+        .map_err(|bad| ("BadLimit", format!("{bad}; a rate that is left out is not limited.")))
+}
+
+/// What holds a disk to these limits, if there are any.
+///
+/// # Errors
+/// A rate that cannot be.
+pub fn limiter(limits: &DiskLimits) -> Result<Option<Limiter>, BadRate> {
+    Limiter::new(limits.iops, limits.bytes_per_second)
 }
 
 /// The state directory.
@@ -241,6 +261,7 @@ mod tests {
             queues: 4,
             read_only: false,
             require_sealed: true,
+            limits: DiskLimits { iops: Some(u64::from(n)).filter(|n| *n > 0), ..DiskLimits::NONE },
         };
         let shape = Shape {
             size: 4096,
@@ -276,6 +297,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let attach = record(0).attach;
+        let limits = |iops, bytes_per_second| DiskLimits { iops, bytes_per_second };
         assert!(check(&attach).is_ok());
         for bad in [
             DiskAttach { queues: 0, ..attach.clone() },
@@ -283,6 +305,8 @@ mod tests {
             DiskAttach { socket: "disk".into(), ..attach.clone() },
             DiskAttach { socket: "/".into(), ..attach.clone() },
             DiskAttach { socket: format!("/{}", "x".repeat(99)).into(), ..attach.clone() },
+            DiskAttach { limits: limits(Some(0), None), ..attach.clone() },
+            DiskAttach { limits: limits(None, Some(u64::MAX)), ..attach.clone() },
         ] {
             assert!(check(&bad).is_err(), "{bad:?}");
             let payload = Record { attach: bad, ..record(0) }.payload();

@@ -6,7 +6,7 @@ pub mod mount;
 pub mod plain;
 
 use bixi_api::client::{ClientError, ControlClient};
-use bixi_api::storage::{DiskAttach, DiskCreate, DiskDescription};
+use bixi_api::storage::{DiskAttach, DiskCreate, DiskDescription, DiskLimits};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -38,6 +38,11 @@ impl Rig {
     /// A second process on the same disks, with sockets and state of its own.
     pub fn beside(&self) -> Self {
         Self::new(Some(&self.root))
+    }
+
+    /// How many workers it has; two unless told.
+    pub fn workers(&mut self, workers: &str) {
+        self.arguments[1] = workers.to_owned();
     }
 
     /// More arguments of `serve`.
@@ -153,7 +158,14 @@ impl Rig {
     /// What [`Rig::attach`] asks for.
     pub fn attachment(&self, id: &str, epoch: u64) -> DiskAttach {
         let socket = self.socket(id);
-        DiskAttach { epoch, socket, queues: 2, read_only: false, require_sealed: true }
+        DiskAttach {
+            epoch,
+            socket,
+            queues: 2,
+            read_only: false,
+            require_sealed: true,
+            limits: DiskLimits::NONE,
+        }
     }
 
     pub fn attach_as(&self, id: &str, attach: &DiskAttach) -> Result<DiskDescription, ClientError> {
