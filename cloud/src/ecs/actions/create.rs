@@ -231,3 +231,18 @@ fn user_data(params: &mut Params) -> Result<String, Refusal> {
     let why = "it is not UTF-8; compressed user data is not supported";
     String::from_utf8(bytes).map_err(|_| Refusal::invalid("UserData", why))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rates_of_a_type_are_in_the_card_s_units() {
+        // 1.5 Gbit/s, 500,000 packets/s and 20,000 IOPS in the table.
+        let of = |name| limits(instance_type(name).unwrap());
+        let g6 = of("ecs.g6.xlarge");
+        assert_eq!((g6.nic_bits, g6.nic_packets), (Some(1_500_000_000), Some(500_000)));
+        assert_eq!(g6.disk_iops, Some(20_000));
+        assert_eq!(of("ecs.g5.large").disk_iops, None, "its disks have limits of their own only");
+    }
+}
