@@ -38,7 +38,7 @@ pub(crate) fn about(version: &str) -> About {
 
 pub(crate) fn trust(key: &PrivateKey) -> Trusted {
     let mut trusted = Trusted::default();
-    trusted.add(key.public().clone());
+    trusted.extend([key.public().clone()]);
     trusted
 }
 

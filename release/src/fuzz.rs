@@ -10,7 +10,7 @@ pub fn bundle(data: &[u8]) {
     static KEY: OnceLock<Option<PrivateKey>> = OnceLock::new();
     let Some(key) = KEY.get_or_init(|| PrivateKey::generate("fuzz").ok()) else { return };
     let mut trusted = Trusted::default();
-    trusted.add(key.public().clone());
+    trusted.extend([key.public().clone()]);
     let read = Reader::open(data, &trusted).and_then(Reader::finish);
     assert!(read.is_err(), "nobody has signed this");
     if let Ok(text) = std::str::from_utf8(data)

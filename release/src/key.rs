@@ -189,15 +189,15 @@ impl Trusted {
         for file in files {
             let path = file.map_err(system("read", directory))?.path();
             if path.extension().is_some_and(|extension| extension == "pub") {
-                keys.add(PublicKey::read(&path)?);
+                keys.0.push(PublicKey::read(&path)?);
             }
         }
         Ok(keys)
     }
 
-    /// Trusts one more.
-    pub fn add(&mut self, key: PublicKey) {
-        self.0.push(key);
+    /// Trusts more, for as long as this is held.
+    pub fn extend(&mut self, keys: impl IntoIterator<Item = PublicKey>) {
+        self.0.extend(keys);
     }
 
     /// The trusted key with these bytes.
