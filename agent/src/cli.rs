@@ -66,6 +66,9 @@ struct ServeArguments {
     /// First of the users that VMs run as, one each; 4,096 from here on must be free
     #[arg(long, value_name = "UID", default_value_t = 200_000, value_parser = clap::value_parser!(u32).range(1000..2_000_000_000))]
     first_user: u32,
+    /// A control group that outlives the agent, for VMs and card processes; `bixi` under /sys/fs/cgroup, for VMs alone, unless told
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
     /// A further argument for `bixi-storage serve`, for example --storage-argument=--cpus=2,3
     #[arg(long, value_name = "ARGUMENT", allow_hyphen_values = true)]
     storage_argument: Vec<String>,
@@ -154,6 +157,7 @@ impl ServeArguments {
             storage: self.storage_argument,
             network: self.network_argument,
             first_user: self.first_user,
+            cgroup: self.cgroup,
         })
     }
 }

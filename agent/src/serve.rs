@@ -35,6 +35,8 @@ pub struct Settings {
     pub network: Vec<String>,
     /// The user of the first VMM; those of others follow.
     pub first_user: u32,
+    /// The control group that is held for VMMs and card processes, if one is.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// Why the process cannot start.
@@ -96,7 +98,7 @@ async fn run(settings: &Settings) -> Result<(), ServeError> {
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(|e| system("take in the VMMs")(e.into()))?;
     let boot_id = boot_id().map_err(system("learn which boot this is"))?;
-    let (groups, lacks) = match Groups::open() {
+    let (groups, lacks) = match Groups::open(settings.cgroup.as_deref()) {
         Ok(groups) => (Some(groups), Vec::new()),
         Err(lack) => {
             tracing::warn!("{lack}");
@@ -159,7 +161,8 @@ fn card_processes(settings: &Settings) -> [Card; 2] {
         arguments.extend(own);
         arguments.extend(more.iter().cloned());
         let (program, log) = (places.program(program), places.card_log(name));
-        Card { name, program, arguments, control, log }
+        let group = settings.cgroup.as_ref().map(|held| held.join("card"));
+        Card { name, program, arguments, control, log, group }
     };
     let root = vec!["--root".to_owned(), places.disks.display().to_string()];
     let underlay = settings.underlay.map(|own| vec!["--underlay".to_owned(), own.to_string()]);

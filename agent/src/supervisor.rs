@@ -11,6 +11,7 @@
 //! since the control socket is listened on by one.
 
 use crate::executor::describe;
+use crate::jail::cgroup;
 use crate::process::{Identity, Watched, close_inherited};
 use bixi_api::client::ControlClient;
 use bixi_api::error::ApiError;
@@ -42,6 +43,8 @@ pub struct Card {
     pub control: PathBuf,
     /// Its log.
     pub log: PathBuf,
+    /// The control group that it is to run in, where it does not stay in the agent's.
+    pub group: Option<PathBuf>,
 }
 
 /// What has become of it.
@@ -106,6 +109,9 @@ async fn one_life(
         }
     };
     let About { release, pid } = about;
+    if !started {
+        hold(card, pid);
+    }
     tracing::info!(card = card.name, pid, release, started, "a card process is up");
     let _ = changes.send((card.name, Change::Up { pid, release, started }));
     watched.ended().await;
@@ -141,6 +147,7 @@ async fn start(card: &Card) -> io::Result<Option<(Watched, About)>> {
         });
     }
     let child = command.spawn()?;
+    hold(card, child.id());
     let Some(identity) = Identity::of(child.id().cast_signed()) else { return Ok(None) };
     let Some(watched) = Watched::new(identity)? else { return Ok(None) };
     let answers = async {
@@ -157,6 +164,16 @@ async fn start(card: &Card) -> io::Result<Option<(Watched, About)>> {
         _ = watched.ended() => None,
     };
     Ok(answered.map(|about| (watched, about)))
+}
+
+/// Moves the process out of the agent's control group. Where that fails it runs all the same.
+fn hold(card: &Card, pid: u32) {
+    if let Some(group) = &card.group
+        && let Err(error) = cgroup::enter(group, pid)
+    {
+        let (card, group) = (card.name, group.display());
+        tracing::warn!(card, %group, %error, "a card process stays out of its control group");
+    }
 }
 
 fn last_line(card: &Card) -> String {

@@ -3,7 +3,9 @@
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, Output};
-use crate::{cloud, doctor, event, image, instance, key, profile, server, task, tenant, types};
+use crate::{
+    cloud, doctor, event, image, instance, key, profile, release, server, task, tenant, types,
+};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use std::process::ExitCode;
@@ -68,6 +70,9 @@ enum Command {
     /// A cloud on this machine
     #[command(subcommand)]
     Cloud(cloud::Command),
+    /// The versions of Bixi on this machine
+    #[command(subcommand)]
+    Release(release::Command),
     /// What this machine can run, and why not the rest
     Doctor(doctor::Arguments),
     /// Print a script that completes this command line in a shell
@@ -112,6 +117,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Event(command) => command.run(&context).await,
         Command::Profile(command) => command.run(&context),
         Command::Cloud(command) => command.run(&context).await,
+        Command::Release(command) => command.run(&context),
         Command::Doctor(arguments) => arguments.run(&context).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

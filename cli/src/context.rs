@@ -5,6 +5,7 @@ use crate::output::Output;
 use crate::profile::{Profile, chosen};
 use bixi_api::ecs::{AccessKey, EcsClient};
 use bixi_api::operator::OperatorClient;
+use std::path::PathBuf;
 
 /// What every command has.
 #[derive(Debug)]
@@ -52,6 +53,13 @@ impl Context {
         };
         Ok(OperatorClient::new(&profile.endpoint, &profile.authority()?, token)?)
     }
+}
+
+/// A program of the product: beside this one, else wherever PATH has it.
+pub fn beside(name: &str) -> PathBuf {
+    let own = std::env::current_exe().ok();
+    let program = own.map(|own| own.with_file_name(name)).filter(|program| program.exists());
+    program.unwrap_or_else(|| name.into())
 }
 
 /// A name that becomes one segment of a path.

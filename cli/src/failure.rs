@@ -4,6 +4,7 @@ use crate::output::printable;
 use crate::profile::ProfileError;
 use bixi_api::ecs::{EcsClientError, EcsRefusal};
 use bixi_api::operator::OperatorClientError;
+use bixi_release::ReleaseError;
 use std::io;
 
 /// Why a command failed.
@@ -33,6 +34,9 @@ pub enum Failure {
     /// An image.
     #[error(transparent)]
     Image(#[from] bixi_image::Error),
+    /// A release.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
     /// A system call.
     #[error("cannot {action}: {source}")]
     System {
@@ -53,7 +57,7 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::NotFound(_) => 3,
+            Self::NotFound(_) | Self::Release(ReleaseError::NotInstalled(_)) => 3,
             Self::Timeout(_) => 4,
             Self::Ecs(EcsClientError::Refused(refusal)) if is_absent(refusal) => 3,
             Self::Operator(OperatorClientError::Refused(refusal)) if refusal.code == "NotFound" => {

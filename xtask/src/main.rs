@@ -2,6 +2,7 @@
 //!
 //! This crate only drives cargo and the programs it builds; what a demo or a rack is lives in `tests/` and `lab/`.
 
+mod bundle;
 mod cargo;
 mod checks;
 mod fuzz;
@@ -43,6 +44,8 @@ enum Command {
     },
     /// Format, clippy, dependencies, tests
     Ci,
+    /// Build in release and make a signed bundle, for `bixi release install`; prints its path
+    Bundle(bundle::Arguments),
     /// Measure side by side with peers
     Bench {
         /// first-light, disk, network, …
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Demo { exit, json } => programs::demo(exit, json),
         Command::Test { all, rack } => test::test(all, rack.as_deref()),
         Command::Ci => checks::ci(),
+        Command::Bundle(arguments) => bundle::bundle(&arguments),
         Command::Bench { name, json, quick } => programs::bench(&name, json, quick),
         Command::Soak { minutes, json } => programs::soak(minutes, json),
         Command::Fuzz { list: true, .. } => fuzz::list(),

@@ -18,7 +18,7 @@ const PRODUCT: &[&str] = &[
 ];
 
 /// Builds programs in release; how long it took, in seconds.
-fn build(more: &[&str]) -> Outcome<f64> {
+pub fn build(more: &[&str]) -> Outcome<f64> {
     let start = Instant::now();
     let mut arguments = vec!["build", "--release", "--bins"];
     for package in PRODUCT.iter().chain(more) {

@@ -1,5 +1,8 @@
 //! Control groups, version 2: one for each VMM, with what its type allows.
 //!
+//! They are in `bixi` under the mount, or in a group that somebody else holds for them: under systemd a unit does, which was
+//! given the whole group (`Delegate=`) and outlives the agent's own. The card's processes go there too.
+//!
 //! Where the server has none that can be written, VMMs run without, and the inventory says so.
 
 use bixi_api::agent::InstanceLimits;
@@ -21,12 +24,36 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// The group `bixi` under the mount of version 2, made ready.
+    /// The group that is held for VMMs, or `bixi` under the mount of version 2, made ready.
     ///
     /// # Errors
     /// Why there is none, as a sentence that says what to do.
-    pub fn open() -> Result<Self, String> {
-        Self::open_under(Path::new("/sys/fs/cgroup"))
+    pub fn open(held: Option<&Path>) -> Result<Self, String> {
+        match held {
+            Some(held) => Self::open_held(held),
+            None => Self::open_under(Path::new("/sys/fs/cgroup")),
+        }
+    }
+
+    /// A group that was delegated: its controllers are there already.
+    fn open_held(held: &Path) -> Result<Self, String> {
+        let failed = |what: String| {
+            format!(
+                "{what}, so VMs have no limits of processor time and memory: start the unit that holds this group \
+                 (bixi-instances.service), then the agent again"
+            )
+        };
+        let name = held.display();
+        let controllers = fs::read_to_string(held.join("cgroup.controllers")).map_err(|error| {
+            failed(format!("the control group {name} cannot be used ({error})"))
+        })?;
+        if let Some(missing) = missing(&controllers) {
+            return Err(failed(format!("the control group {name} has no controller {missing}")));
+        }
+        fs::write(held.join("cgroup.subtree_control"), CONTROLLERS).map_err(|error| {
+            failed(format!("the control group {name} cannot be used ({error})"))
+        })?;
+        Ok(Self { directory: held.to_owned() })
     }
 
     fn open_under(mount: &Path) -> Result<Self, String> {
@@ -35,8 +62,7 @@ impl Groups {
              systemd.unified_cgroup_hierarchy=1, or mount it"
                 .to_owned()
         })?;
-        let has = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
-        if let Some(missing) = ["cpu", "memory", "pids"].into_iter().find(|name| !has(name)) {
+        if let Some(missing) = missing(&controllers) {
             return Err(format!(
                 "cgroup v2 has no controller {missing}, so VMs have no limits: unmount it from cgroup v1"
             ));
@@ -88,6 +114,24 @@ impl Groups {
     }
 }
 
+/// Of the controllers that VMMs need, one that is not among these.
+fn missing(controllers: &str) -> Option<&'static str> {
+    let has = |name: &str| controllers.split_whitespace().any(|controller| controller == name);
+    ["cpu", "memory", "pids"].into_iter().find(|name| !has(name))
+}
+
+/// Moves a process into a group, which is made if it is not there. It has no limits.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn enter(group: &Path, pid: u32) -> io::Result<()> {
+    match fs::create_dir(group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +156,26 @@ mod tests {
         let read = |name| fs::read_to_string(folder.path().join("bixi/i-1").join(name)).unwrap();
         assert_eq!(read("memory.max"), ((1_u64 << 30) + OVERHEAD).to_string());
         assert_eq!((read("cpu.max"), read("cgroup.procs")), ("300000 100000".into(), "7".into()));
+    }
+
+    #[test]
+    fn a_group_that_is_held_is_used_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = folder.path().join("bixi-instances.service");
+        let none = Groups::open(Some(&held)).unwrap_err();
+        assert!(none.contains("bixi-instances.service") && !held.exists(), "{none}");
+        fs::create_dir(&held).unwrap();
+        fs::write(held.join("cgroup.controllers"), "cpu memory\n").unwrap();
+        let less = Groups::open(Some(&held)).unwrap_err();
+        assert!(less.contains("no controller pids"), "{less}");
+        fs::write(held.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+        let groups = Groups::open(Some(&held)).unwrap();
+        groups.confine("i-1", 7, &InstanceLimits::default()).unwrap();
+        for _ in 0..2 {
+            enter(&held.join("card"), 8).unwrap();
+        }
+        let read = |name| fs::read_to_string(held.join(name)).unwrap();
+        assert_eq!((read("i-1/cgroup.procs"), read("card/cgroup.procs")), ("7".into(), "8".into()));
+        assert!(enter(&folder.path().join("none/card"), 8).is_err(), "no group of its own making");
     }
 }

@@ -86,12 +86,12 @@ impl Cloud {
         let state = user.home.path().join("cloud");
         let this = std::env::current_exe().unwrap();
         let init = format!(
-            "cloud init --state {} --listen {listen} --program {}",
+            "cloud init --no-service --state {} --listen {listen} --program {}",
             state.display(),
             this.display()
         );
         let made = user.bixi(&init);
-        assert!(made.code == 0 && made.err.contains("serve --state"), "{made:#?}");
+        assert!(made.code == 0 && made.err.contains("serve --state="), "{made:#?}");
         let before = std::fs::read(user.profiles()).unwrap();
         user.bixi(&init).good();
         let after = std::fs::read(user.profiles()).unwrap();

@@ -1,5 +1,7 @@
 //! `bixi server`.
 
+mod join;
+
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Shown, age};
@@ -18,27 +20,31 @@ pub enum Command {
     },
     /// Make a token by which one server can join
     Token,
+    /// Make this machine a server of a cloud, and let its agent run as a service
+    Join(Box<join::Join>),
 }
 
 impl Command {
     /// Does it.
     pub async fn run(self, context: &Context) -> Result<(), Failure> {
-        let operator = context.operator()?;
         match self {
             Self::List => {
-                let servers: Vec<ServerDescription> = operator.get("/v1/servers").await?;
+                let servers: Vec<ServerDescription> =
+                    context.operator()?.get("/v1/servers").await?;
                 context.output.list(&servers)
             }
             Self::Show { server } => {
                 let path = format!("/v1/servers/{}", crate::context::segment(&server)?);
-                context.output.one::<ServerDescription>(&operator.get(&path).await?)
+                context.output.one::<ServerDescription>(&context.operator()?.get(&path).await?)
             }
             Self::Token => {
+                let operator = context.operator()?;
                 let made: JoinTokenDescription =
                     operator.ask(Method::POST, "/v1/join-tokens", &()).await?;
-                eprintln!("On the new server: bixi-agent join TOKEN, then bixi-agent serve.");
+                eprintln!("On the new server: bixi server join TOKEN");
                 context.output.value(&made, &made.token, &made.token)
             }
+            Self::Join(join) => join.run().await,
         }
     }
 }
