@@ -11,7 +11,10 @@ use std::time::Duration;
 /// A test that takes longer hangs; the whole run ends then, since the rack cannot be trusted any more.
 const LIMIT: Duration = Duration::from_secs(600);
 
-const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// The same for a test that boots whole systems.
+const ALONE_LIMIT: Duration = Duration::from_secs(1800);
+
+pub const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// What tests need beside what every rack needs.
 const PEERS: &[Needed] = &[("dpdk-testpmd", "dpdk-dev"), ("qemu-system-x86_64", "qemu-system-x86")];
@@ -24,6 +27,14 @@ pub struct Check {
     pub slow: bool,
     /// The test.
     pub run: fn(&Rack) -> Result<()>,
+}
+
+/// A test that brings up a rack of its own; a slow one.
+pub struct Alone {
+    /// Its name within its module.
+    pub name: &'static str,
+    /// The test.
+    pub run: fn() -> Result<()>,
 }
 
 /// Held as long as this run uses the rack's folder.
@@ -50,26 +61,41 @@ impl Bed {
             none => none.insert(up().map_err(|e| e.to_string())?),
         };
         rack.reset().map_err(|e| e.to_string())?;
-        let (alive, watched) = mpsc::channel::<()>();
-        std::thread::spawn(move || {
-            if watched.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                println!("a test hangs: nothing came for {LIMIT:?}");
-                // The rack ends with this process.
-                std::process::exit(101);
-            }
-        });
+        let watch = watch(LIMIT);
         let result = check(rack);
-        drop(alive);
+        drop(watch);
         match result {
             Ok(()) => Ok(Completion::Completed),
             Err(failure) => Err(format!("{failure}\n{}", logs(rack)).into()),
         }
     }
 
+    /// Runs one test that has a rack of its own, when no other is up: there is room for one.
+    pub fn run_alone(check: fn() -> Result<()>) -> Result<Completion, Failed> {
+        if !is_root() {
+            return Ok(Completion::ignored_with("a rack needs root"));
+        }
+        Self::end();
+        let _watch = watch(ALONE_LIMIT);
+        check().map(|()| Completion::Completed).map_err(|failure| failure.to_string().into())
+    }
+
     /// Ends the rack.
     pub fn end() {
         drop(rack().take());
     }
+}
+
+/// Ends this process, and the rack with it, unless the value is dropped in time.
+fn watch(limit: Duration) -> mpsc::Sender<()> {
+    let (alive, watched) = mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        if watched.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
+            println!("a test hangs: nothing came for {limit:?}");
+            std::process::exit(101);
+        }
+    });
+    alive
 }
 
 fn is_root() -> bool {

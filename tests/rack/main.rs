@@ -10,12 +10,13 @@ mod bed;
 mod boot;
 mod cloud;
 mod foreign;
+mod machine;
 mod network;
 mod power;
 mod refusals;
 mod storage;
 
-use bed::{Bed, Check};
+use bed::{Alone, Bed, Check};
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 
@@ -37,6 +38,10 @@ fn main() -> ExitCode {
             let trial = Trial::ignorable_test(format!("{module}::{name}"), move || Bed::run(run));
             trials.push(trial.with_ignored_flag(*slow));
         }
+    }
+    for Alone { name, run } in machine::CHECKS {
+        let trial = Trial::ignorable_test(format!("machine::{name}"), || Bed::run_alone(*run));
+        trials.push(trial.with_ignored_flag(true));
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
     Bed::end();
