@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::process::Command;
 
 /// How long a service may take until it does what it is for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Where the units are, whichever release is in use.
 const UNITS: &str = "/usr/lib/bixi/current/units";
@@ -65,32 +65,28 @@ impl Settings {
         ))
     }
 
-    /// Writes the settings; whether they are others than before.
-    pub fn write(&self, arguments: &[String]) -> Result<bool, Failure> {
+    /// Writes the settings.
+    pub fn write(&self, arguments: &[String]) -> Result<(), Failure> {
         put(Path::new(self.path), &self.text(arguments)?)
     }
 }
 
-/// What a unit needs beside its settings, in a file of its own; whether that is other than before.
-pub fn add(unit: &str, name: &str, text: Option<&str>) -> Result<bool, Failure> {
+/// What a unit needs beside its settings, in a file of its own.
+pub fn add(unit: &str, name: &str, text: Option<&str>) -> Result<(), Failure> {
     let path = Path::new(OWN).join(format!("{unit}.d")).join(name);
     match text {
         Some(text) => put(&path, text),
         None => match fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => {
-                let failed = |e| Failure::system(format!("remove {}", path.display()), e);
-                removed.map(|()| true).map_err(failed)
+                removed.map_err(|e| Failure::system(format!("remove {}", path.display()), e))
             }
         },
     }
 }
 
-/// Puts a file there whole, readable by all; whether it is other than before.
-fn put(path: &Path, text: &str) -> Result<bool, Failure> {
-    if fs::read_to_string(path).is_ok_and(|there| there == text) {
-        return Ok(false);
-    }
+/// Puts a file there whole, readable by all.
+fn put(path: &Path, text: &str) -> Result<(), Failure> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let written = || -> io::Result<()> {
         fs::create_dir_all(folder)?;
@@ -101,7 +97,7 @@ fn put(path: &Path, text: &str) -> Result<bool, Failure> {
         file.persist(path)?;
         fs::File::open(folder)?.sync_all()
     };
-    written().map(|()| true).map_err(|e| Failure::system(format!("write {}", path.display()), e))
+    written().map_err(|e| Failure::system(format!("write {}", path.display()), e))
 }
 
 /// Runs a program to its end; what it printed.
@@ -122,13 +118,26 @@ pub async fn link(unit: &str) -> Result<(), Failure> {
     run("systemctl", &["link", &file]).await.map(drop)
 }
 
-/// Makes systemd know a unit, start it now and whenever this machine starts. One that runs is started again if that is asked for.
-pub async fn start(unit: &str, again: bool) -> Result<(), Failure> {
+/// Makes systemd know a unit, start it now and whenever this machine starts. One that runs with other arguments than these,
+/// whenever those were written, is started again.
+pub async fn start(unit: &str, arguments: &[String]) -> Result<(), Failure> {
     let file = file(unit)?.display().to_string();
     run("systemctl", &["enable", &file]).await?;
     run("systemctl", &["daemon-reload"]).await?;
-    let verb = if again { "restart" } else { "start" };
+    let pid = run("systemctl", &["show", "--property=MainPID", "--value", unit]).await?;
+    let line = fs::read(format!("/proc/{}/cmdline", pid.trim()));
+    let verb = match line {
+        Ok(line) if !ends_with(&line, arguments) => "restart",
+        _ => "start",
+    };
     run("systemctl", &[verb, unit]).await.map(drop)
+}
+
+/// Whether the command line of a process, as the kernel tells it, ends with these arguments.
+fn ends_with(line: &[u8], arguments: &[String]) -> bool {
+    let end: Vec<u8> =
+        arguments.iter().flat_map(|word| [word.as_bytes(), b"\0"].concat()).collect();
+    line.ends_with(&end)
 }
 
 /// Waits until `done` says that the service does what it is for.
@@ -206,14 +215,21 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_written_when_it_is_other_than_before() {
+    fn a_file_is_replaced_and_readable_by_all() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("etc/x.env");
-        assert!(put(&path, "a\n").unwrap());
-        assert!(!put(&path, "a\n").unwrap());
-        assert!(put(&path, "b\n").unwrap());
+        put(&path, "a\n").unwrap();
+        put(&path, "b\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "b\n");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+
+    #[test]
+    fn a_process_is_known_by_the_end_of_its_command_line() {
+        let words = ["--a=1".to_owned(), "--b".to_owned()];
+        assert!(ends_with(b"/bin/x\0serve\0--a=1\0--b\0", &words));
+        assert!(!ends_with(b"/bin/x\0serve\0--a=1\0--bc\0", &words));
+        assert!(!ends_with(b"/bin/x\0serve\0--b\0", &words));
     }
 
     #[test]

@@ -10,9 +10,9 @@ pub struct Arguments {
     /// The key that signs it, Ed25519 as PKCS#8 in PEM; unless given, one in target/release-key, which is made once
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Where the bundle goes
-    #[arg(long, value_name = "DIR", default_value = "target/bundles")]
-    output: PathBuf,
+    /// Where the bundle goes; target/bundles unless given
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
     /// Build nothing but take the programs in this directory
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
@@ -38,7 +38,8 @@ pub fn bundle(arguments: &Arguments) -> Outcome {
         Some(key) => make.arg("--key").arg(absolute(key)),
         None => make.arg("--make-key").arg("--key").arg(target().join("release-key/local.pem")),
     };
-    make.arg("--output").arg(absolute(&arguments.output));
+    let output = arguments.output.as_deref().map(absolute);
+    make.arg("--output").arg(output.unwrap_or_else(|| target().join("bundles")));
     make.arg("--release").arg(&arguments.version);
     if let Some(commit) = commit() {
         make.arg("--commit").arg(commit);

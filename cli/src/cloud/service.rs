@@ -20,7 +20,8 @@ const USER: &str = "bixi-cloud";
 /// Lets the service run with these settings, and waits until it answers.
 pub(super) async fn start(init: &Init) -> Result<(Profile, OperatorClient), Failure> {
     let users = systemd::file(USERS)?.display().to_string();
-    let mut changed = SETTINGS.write(&init.arguments())?;
+    let arguments = init.arguments();
+    SETTINGS.write(&arguments)?;
     systemd::run("systemd-sysusers", &[&users]).await?;
     let other = init.state != Path::new(STATE);
     let state = init.state.display().to_string();
@@ -28,8 +29,8 @@ pub(super) async fn start(init: &Init) -> Result<(Profile, OperatorClient), Fail
         hand_over(&init.state, &state).await?;
     }
     let more = other.then(|| format!("[Service]\nReadWritePaths={state}\n"));
-    changed |= systemd::add(CLOUD_UNIT, "state.conf", more.as_deref())?;
-    systemd::start(CLOUD_UNIT, changed).await?;
+    systemd::add(CLOUD_UNIT, "state.conf", more.as_deref())?;
+    systemd::start(CLOUD_UNIT, &arguments).await?;
     systemd::wait(CLOUD_UNIT, async || try_to_ask(init).await).await
 }
 

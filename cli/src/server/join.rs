@@ -82,9 +82,9 @@ impl Join {
         }
         let mut progress = Progress::new();
         progress.say("starting bixi-agent");
-        let changed = SETTINGS.write(&arguments)?;
+        SETTINGS.write(&arguments)?;
         systemd::link(INSTANCES_UNIT).await?;
-        systemd::start(AGENT_UNIT, changed).await?;
+        systemd::start(AGENT_UNIT, &arguments).await?;
         systemd::wait(AGENT_UNIT, async || self.lives().await).await?;
         drop(progress);
         eprintln!("This server is {server} of the cloud at {cloud}; its agent and card run.");

@@ -7,6 +7,7 @@
 
 mod local;
 mod operator;
+mod release;
 mod rig;
 mod server;
 mod tenant;
@@ -18,10 +19,11 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("serve") {
         return bixi_cloud::cli::main();
     }
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 7] = [
         ("wrong_usage_and_absent_clouds_have_their_exit_status", local::usage),
         ("profiles_are_kept_and_secrets_are_not_shown", local::profiles),
         ("a_doctor_says_what_is_lacking_and_runs_a_guest", local::doctor),
+        ("releases_are_installed_verified_and_removed", release::releases),
         ("an_operator_makes_tenants_keys_and_images", operator::operator),
         ("an_instance_lives_through_its_life", tenant::life),
         ("what_is_not_done_in_time_says_so", tenant::late),

@@ -42,6 +42,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("network-metadata-packets", bixi_network::fuzz::metadata_packets),
     ("network-vxlan", bixi_network::fuzz::vxlan),
     ("network-record", bixi_network::fuzz::record),
+    ("release-bundle", bixi_release::fuzz::bundle),
 ];
 
 static CHOSEN: OnceLock<Target> = OnceLock::new();

@@ -1,13 +1,15 @@
 //! Installations that go well, are refused, and die.
 
+use super::steps::Step;
 use super::*;
 use crate::bundle::tests::{bundle, trust};
 use crate::key::PrivateKey;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
-/// Says to a copy of this test program after which step it is to die, with the root and the bundle.
-const DIE: &str = "BIXI_RELEASE_DIES_AFTER";
+/// Says to a copy of this test program what its part is.
+const PART: &str = "BIXI_RELEASE_TEST_PART";
 
 fn install(releases: &Releases, path: &Path, key: &PrivateKey) -> Result<Outcome> {
     releases.install(File::open(path).unwrap(), &trust(key))
@@ -65,7 +67,8 @@ fn what_was_changed_on_the_machine_is_seen() {
     let good = fs::read(&program).unwrap();
     fs::write(&program, b"#!/bin/sh\necho two\n").unwrap();
     assert!(verify().contains("is not what was signed"));
-    assert!(install(&releases, &one.path, &one.key).is_err(), "a damaged one is not `there`");
+    let refused = install(&releases, &one.path, &one.key).unwrap_err().to_string();
+    assert!(refused.contains("then install it again"), "{refused}");
     fs::write(&program, good).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
     assert!(verify().contains("no file of mode 755"));
@@ -134,7 +137,7 @@ fn an_error_at_any_step_leaves_nothing_half() {
 #[test]
 #[ignore = "the child of a test"]
 fn dies_where_it_is_told() {
-    let Ok(told) = std::env::var(DIE) else { return };
+    let Ok(told) = std::env::var(PART) else { return };
     let [step, root, path, key] = told.split(',').collect::<Vec<_>>()[..] else { return };
     let key = PrivateKey::read(Path::new(key)).unwrap();
     let mut left: usize = step.parse().unwrap();
@@ -165,7 +168,7 @@ fn killed_after_any_step_the_old_or_the_new_is_in_use_and_the_next_one_cleans_up
         let told = [root.path(), &two.path, &pem].map(|path| path.display().to_string()).join(",");
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "install::tests::dies_where_it_is_told", "--ignored"])
-            .env(DIE, format!("{step},{told}"))
+            .env(PART, format!("{step},{told}"))
             .output()
             .unwrap();
         assert_eq!(output.status.signal(), Some(6), "it did not die at step {step}: {output:?}");
@@ -178,4 +181,42 @@ fn killed_after_any_step_the_old_or_the_new_is_in_use_and_the_next_one_cleans_up
         assert_eq!(says(root.path()), "two");
         assert_eq!(names(&releases.directory()).unwrap(), [".lock", "1.0.0", "2.0.0", "current"]);
     }
+}
+
+/// Installs in a small file system; who asks for ignored tests, too, asks for no child.
+#[test]
+#[ignore = "the child of a test"]
+fn fills_the_disk() {
+    let Ok(told) = std::env::var(PART) else { return };
+    let [root, small, large, key] = told.split(',').collect::<Vec<_>>()[..] else { return };
+    let key = PrivateKey::read(Path::new(key)).unwrap();
+    let releases = Releases::of(Path::new(root));
+    install(&releases, Path::new(small), &key).unwrap();
+    let refused = install(&releases, Path::new(large), &key).unwrap_err().to_string();
+    assert!(refused.contains("bin/bixi-agent") && refused.contains("make room"), "{refused}");
+    assert_eq!(says(Path::new(root)), "one");
+    assert_eq!(names(&releases.directory()).unwrap(), [".lock", "1.0.0", "current"]);
+}
+
+#[test]
+fn a_full_disk_is_told_and_nothing_half_stays() {
+    let one = bundle("1.0.0", "one", None);
+    let pem = one.folder.path().join("k.pem");
+    one.key.write(&pem).unwrap();
+    let two = bundle("2.0.0", &"x".repeat(1000), Some(PrivateKey::read(&pem).unwrap()));
+    let root = tempfile::tempdir().unwrap();
+    let mut inside = Command::new("unshare");
+    let mount = "mount -t tmpfs -o size=300k none \"$1\" || exit 77; shift; exec \"$@\"";
+    inside.args(["--mount", "sh", "-c", mount, "sh"]).arg(root.path());
+    inside.arg(std::env::current_exe().unwrap());
+    inside.args(["--exact", "install::tests::fills_the_disk", "--ignored"]);
+    let told = [root.path(), &one.path, &two.path, &pem];
+    inside.env(PART, told.map(|path| path.display().to_string()).join(","));
+    let output = inside.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !said.contains("running 1 test") {
+        println!("SKIPPED: no file system can be mounted: {output:?}");
+        return;
+    }
+    assert!(output.status.success(), "{output:?}");
 }
