@@ -1,7 +1,8 @@
 //! Control groups, version 2: one for each VMM, with what its type allows.
 //!
-//! They are in `bixi` under the mount, or in a group that somebody else holds for them: under systemd a unit does, which was
-//! given the whole group (`Delegate=`) and outlives the agent's own. The card's processes go there too.
+//! They are in `bixi` under the mount, or in a group that somebody else lends them: under systemd a unit does, which was
+//! given the whole group (`Delegate=`) and outlives the agent's own. The card's processes go there too. systemd removes the
+//! group of a unit in which nothing runs and keeps what is above it, so the group is made again whenever it is needed.
 //!
 //! Where the server has none that can be written, VMMs run without, and the inventory says so.
 
@@ -44,16 +45,20 @@ impl Groups {
             )
         };
         let name = held.display();
+        make(held).map_err(|error| {
+            failed(format!("the control group {name} cannot be made ({error})"))
+        })?;
         let controllers = fs::read_to_string(held.join("cgroup.controllers")).map_err(|error| {
             failed(format!("the control group {name} cannot be used ({error})"))
         })?;
         if let Some(missing) = missing(&controllers) {
             return Err(failed(format!("the control group {name} has no controller {missing}")));
         }
-        fs::write(held.join("cgroup.subtree_control"), CONTROLLERS).map_err(|error| {
+        let groups = Self { directory: held.to_owned() };
+        groups.ready().map_err(|error| {
             failed(format!("the control group {name} cannot be used ({error})"))
         })?;
-        Ok(Self { directory: held.to_owned() })
+        Ok(groups)
     }
 
     fn open_under(mount: &Path) -> Result<Self, String> {
@@ -67,18 +72,20 @@ impl Groups {
                 "cgroup v2 has no controller {missing}, so VMs have no limits: unmount it from cgroup v1"
             ));
         }
-        let directory = mount.join("bixi");
-        let ready = || -> io::Result<()> {
-            fs::create_dir_all(&directory)?;
-            fs::write(mount.join("cgroup.subtree_control"), CONTROLLERS)?;
-            fs::write(directory.join("cgroup.subtree_control"), CONTROLLERS)
-        };
-        ready().map_err(|error| {
+        let groups = Self { directory: mount.join("bixi") };
+        let written = fs::write(mount.join("cgroup.subtree_control"), CONTROLLERS);
+        written.and_then(|()| groups.ready()).map_err(|error| {
             format!(
                 "cgroup v2 cannot be written ({error}), so VMs have no limits: run the agent as root, outside of a container"
             )
         })?;
-        Ok(Self { directory })
+        Ok(groups)
+    }
+
+    /// Makes the group of all, if it is not there, and lets it control those below it.
+    fn ready(&self) -> io::Result<()> {
+        make(&self.directory)?;
+        fs::write(self.directory.join("cgroup.subtree_control"), CONTROLLERS)
     }
 
     fn group(&self, id: &str) -> PathBuf {
@@ -91,7 +98,8 @@ impl Groups {
     /// The kernel refuses.
     pub fn confine(&self, id: &str, pid: i32, limits: &InstanceLimits) -> io::Result<()> {
         let group = self.group(id);
-        fs::create_dir_all(&group)?;
+        self.ready()?;
+        make(&group)?;
         let memory = limits.memory.saturating_add(OVERHEAD);
         // One processor beside the vCPUs, for the devices.
         let quota = (u64::from(limits.vcpus) + 1) * PERIOD;
@@ -120,15 +128,21 @@ fn missing(controllers: &str) -> Option<&'static str> {
     ["cpu", "memory", "pids"].into_iter().find(|name| !has(name))
 }
 
-/// Moves a process into a group, which is made if it is not there. It has no limits.
+/// Makes a group that may be there.
+fn make(group: &Path) -> io::Result<()> {
+    match fs::create_dir(group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Moves a process into a group, which is made if it is not there, as is the one above it. It has no limits.
 ///
 /// # Errors
 /// The kernel refuses.
 pub fn enter(group: &Path, pid: u32) -> io::Result<()> {
-    match fs::create_dir(group) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    group.parent().map_or(Ok(()), make)?;
+    make(group)?;
     fs::write(group.join("cgroup.procs"), pid.to_string())
 }
 
@@ -162,9 +176,10 @@ mod tests {
     fn a_group_that_is_held_is_used_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let held = folder.path().join("bixi-instances.service");
+        let none = Groups::open(Some(&folder.path().join("none/x"))).unwrap_err();
+        assert!(none.contains("start the unit"), "{none}");
         let none = Groups::open(Some(&held)).unwrap_err();
-        assert!(none.contains("bixi-instances.service") && !held.exists(), "{none}");
-        fs::create_dir(&held).unwrap();
+        assert!(none.contains("cannot be used") && held.exists(), "{none}");
         fs::write(held.join("cgroup.controllers"), "cpu memory\n").unwrap();
         let less = Groups::open(Some(&held)).unwrap_err();
         assert!(less.contains("no controller pids"), "{less}");
@@ -176,6 +191,9 @@ mod tests {
         }
         let read = |name| fs::read_to_string(held.join(name)).unwrap();
         assert_eq!((read("i-1/cgroup.procs"), read("card/cgroup.procs")), ("7".into(), "8".into()));
-        assert!(enter(&folder.path().join("none/card"), 8).is_err(), "no group of its own making");
+        assert!(
+            enter(&folder.path().join("no/ne/card"), 8).is_err(),
+            "no groups of its own making"
+        );
     }
 }
