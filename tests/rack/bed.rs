@@ -60,10 +60,11 @@ impl Bed {
             Some(rack) => rack,
             none => none.insert(up().map_err(|e| e.to_string())?),
         };
-        rack.reset().map_err(|e| e.to_string())?;
-        let watch = watch(LIMIT);
-        let result = check(rack);
-        drop(watch);
+        let mut result = attempt(rack, *check)?;
+        if let (Err(failure), Some(server)) = (&result, stands_still(rack)) {
+            println!("server-{server} itself stands still, so this is tried again: {failure}");
+            result = attempt(rack, *check)?;
+        }
         match result {
             Ok(()) => Ok(Completion::Completed),
             Err(failure) => Err(format!("{failure}\n{}", logs(rack)).into()),
@@ -84,6 +85,24 @@ impl Bed {
     pub fn end() {
         drop(rack().take());
     }
+}
+
+/// Runs a test once, in a rack that looks new.
+fn attempt(rack: &Rack, check: fn(&Rack) -> Result<()>) -> Result<Result<()>, Failed> {
+    rack.reset().map_err(|e| e.to_string())?;
+    let watch = watch(LIMIT);
+    let result = check(rack);
+    drop(watch);
+    Ok(result)
+}
+
+/// An emulated server whose kernel answers nobody any more. Once in some hundred tests its processors are found with interrupts
+/// off, for ever; that says nothing of what was tested in it. On real hardware a server that stands still is a failure.
+fn stands_still(rack: &Rack) -> Option<usize> {
+    if Acceleration::of_this_machine() != Acceleration::Emulated {
+        return None;
+    }
+    rack.servers().iter().find(|server| server.hello().is_err()).map(bixi_lab::Server::number)
 }
 
 /// Ends this process, and the rack with it, unless the value is dropped in time.
