@@ -15,6 +15,7 @@ pub mod failpoint;
 pub mod frontend;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod handover;
 pub mod log_sink;
 pub mod memory;
 pub mod rate;
