@@ -1,4 +1,5 @@
-//! The performance of cloud disks, by category and size: the published formulas, which the card enforces.
+//! The performance of cloud disks, by category and size: the published formulas, told to whoever asks; no
+//! card is given them.
 
 /// The performance level of an ESSD.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

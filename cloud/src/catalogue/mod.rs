@@ -2,7 +2,7 @@
 //!
 //! `types.csv` holds Alibaba Cloud's public families, the X-Dragon table of 2017 among them; `lab.csv` the small types
 //! of a laboratory. Both are data of the program, read by one parser; nothing else knows the difference. A type's
-//! limits are what the card enforces: bandwidth and packets at the port, IOPS at the disk. Called by the scheduler, by
+//! limits are what the card enforces: bandwidth and packets at the port, IOPS at each disk. Called by the scheduler, by
 //! the APIs and by what writes an instance's desired state.
 
 mod disk;

@@ -1,3 +1,5 @@
+//! Buckets and limiters in any order of requests: no stretch of time has more than it may, and the whole rate is reached.
+
 use super::*;
 use proptest::prelude::*;
 use std::collections::VecDeque;
